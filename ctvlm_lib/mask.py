@@ -1,0 +1,321 @@
+"""Label maps and binary masks: reading by anatomical name, other grids, components, volumes, overlap."""
+
+import re
+import warnings
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+
+import numpy as np
+
+from ctvlm_lib import anatomy
+from ctvlm_lib.errors import BadInput
+from ctvlm_lib.volume import Volume, grid, save_nifti
+from ctvlm_lib.volume.read import NIFTI, read_nifti, stem
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LabelMap:
+    """Structures of one patient on one grid, each by its anatomical name.
+
+    Attributes:
+        labels: ``(D, H, W)`` uint16 in LPS axes, 0 = background.
+        affine: index (d, h, w) → LPS mm.
+        names: label id → canonical name of :mod:`ctvlm_lib.anatomy`, or the file's own name if the table has none.
+        orientation: axes of the file, used by :meth:`save`.
+        notes: what reading found worth saying (resampled, overlapping masks, empty masks).
+        overlapping: whole masks of the structures that share voxels with an earlier one, which a label map can't hold.
+    """
+
+    labels: np.ndarray
+    affine: np.ndarray
+    names: dict[int, str]
+    orientation: str = "LPS"
+    notes: tuple[str, ...] = ()
+    overlapping: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        spacing = "×".join(f"{s:.2f}" for s in self.spacing_mm)
+        present = self.present
+        return f"LabelMap({grid.size_text(self.shape)}, {spacing} mm, {len(present)} structures: {_some(present)})"
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(D, H, W) in voxels."""
+        return self.labels.shape
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """(z, y, x), mm."""
+        return grid.spacing_mm(self.affine)
+
+    @property
+    def present(self) -> list[str]:
+        """Names of the structures that have at least one voxel."""
+        found = set(np.flatnonzero(np.bincount(self.labels.reshape(-1), minlength=1)).tolist())
+        return [name for key, name in self.names.items() if key in found or name in self.overlapping]
+
+    def binary(self, name: str) -> np.ndarray:
+        """The mask of one structure, or of all the parts of a group such as ``lung``.
+
+        Args:
+            name: in any vocabulary that :mod:`ctvlm_lib.anatomy` knows, or as the file has it.
+
+        Returns:
+            bool ``(D, H, W)``.
+
+        Raises:
+            BadInput: no such structure here (the message lists what there is), or it has no voxels.
+        """
+        wanted = [part for part in self._parts(name) if part in self.names.values()]
+        if not wanted:
+            near = get_close_matches(name, list(self.names.values()), 3, 0.5)
+            hint = f"; did you mean {' or '.join(near)}?" if near else f"; there are: {_some(sorted(self.present), 12)}"
+            raise BadInput(f"no structure {name!r} in these masks{hint}")
+        keys = [key for key, label in self.names.items() if label in wanted]
+        mask = self.labels == keys[0] if len(keys) == 1 else np.isin(self.labels, keys)
+        for part in wanted:
+            if part in self.overlapping:
+                mask |= self.overlapping[part]
+        if not mask.any():
+            others = f"structures with voxels: {_some(sorted(self.present), 12)}"
+            if not self.present:
+                others = "no other has any either: the masks are empty or don't meet the CT; are they of another scan?"
+            raise BadInput(f"the mask of {name!r} is empty here; {others}")
+        return mask
+
+    def _parts(self, name: str) -> list[str]:
+        """The canonical names that make up ``name``; the plain name first, so that a file's own label wins."""
+        canonical = _canonical(name)
+        if canonical in self.names.values():
+            return [canonical]
+        try:
+            return [anatomy.vocabulary("vista3d")[i] for i in anatomy.expand(canonical)]
+        except BadInput:
+            return [canonical]
+
+    def volume_ml(self, name: str) -> float:
+        """Volume of a structure, millilitres."""
+        return float(self.binary(name).sum() * abs(np.linalg.det(self.affine[:3, :3])) / 1000)
+
+    def to(self, volume: Volume) -> "LabelMap":
+        """Put the structures on a volume's grid by the affine, nearest neighbour; the same if the grids agree."""
+        if grid.same_grid(self.shape, self.affine, volume.shape, volume.affine):
+            return self
+
+        def moved(array):
+            return grid.resample(array, self.affine, volume.shape, volume.affine, order="nearest", fill=0)
+
+        labels = moved(self.labels)
+        kept, before = np.count_nonzero(labels), np.count_nonzero(self.labels)
+        share = 1.0 if before == 0 else kept * _voxel_ml(volume.affine) / (before * _voxel_ml(self.affine))
+        note = (
+            f"masks resampled by their affine from {_grid_text(self)} to {_grid_text(volume)}, nearest neighbour;"
+            f" labelled volume is {share:.1%} of what it was"
+        )
+        overlapping = {k: moved(m.astype(np.uint8)).astype(bool) for k, m in self.overlapping.items()}
+        return LabelMap(labels, volume.affine.copy(), self.names, self.orientation, (*self.notes, note), overlapping)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the label map as NIfTI in the file's own orientation (uint8 where the ids fit)."""
+        small = self.labels.max(initial=0) < 256
+        return save_nifti(path, self.labels.astype(np.uint8 if small else np.uint16), self.affine, self.orientation)
+
+
+def load(path: str | Path, like: Volume | None = None, names: dict[int, str] | str | None = None) -> LabelMap:
+    """Read a label map, one binary mask, or a folder of binary masks named after their structures.
+
+    Args:
+        path: ``.nii``/``.nii.gz`` file, or a folder of such files.
+        like: put the masks on this volume's grid.
+        names: id → name, or a vocabulary (``"vista3d"``, ``"totalsegmentator"``); by default the file's own label
+            table, and the file's name for a binary mask.
+
+    Raises:
+        BadInput: unreadable, not whole labels, no names for the labels, or masks on no common grid without ``like``.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise BadInput(f"there is no file or folder {path}")
+    found = _load_folder(path, like) if path.is_dir() else _load_file(path, names)
+    return found if like is None else found.to(like)
+
+
+def _load_file(path: Path, names) -> LabelMap:
+    array, affine, orientation, notes = read_nifti(path, None)
+    labels = _whole(array, path.name)
+    ids = [int(i) for i in np.flatnonzero(np.bincount(labels.reshape(-1))) if i]
+    table = {int(k): _canonical(v) for k, v in _name_table(path, names, ids).items()}
+    unnamed = [i for i in ids if i not in table]
+    if unnamed:
+        raise BadInput(
+            f"{path.name} holds labels without a name: {_some(unnamed)}; give names= (--names vista3d, --names"
+            " totalsegmentator or a table)"
+        )
+    return LabelMap(labels, affine, table, orientation, notes)
+
+
+def _load_folder(folder: Path, like: Volume | None) -> LabelMap:
+    files = sorted(f for f in folder.iterdir() if f.name.endswith(NIFTI) and not f.name.startswith("."))
+    if not files:
+        raise BadInput(f"{folder} holds no .nii or .nii.gz masks")
+    result: LabelMap | None = None
+    empty = []
+    for key, file in enumerate(files, start=1):
+        one = _load_file(file, None)
+        one = one if like is None else one.to(like)
+        if result is None:
+            result = LabelMap(np.zeros(one.shape, np.uint16), one.affine, {}, one.orientation, one.notes)
+        elif not grid.same_grid(one.shape, one.affine, result.shape, result.affine):
+            raise BadInput(
+                f"{file.name} is on another grid ({_grid_text(one)}) than {files[0].name} ({_grid_text(result)});"
+                " give the CT as like="
+            )
+        name, mask = _canonical(stem(file)), one.labels > 0
+        if not mask.any():
+            empty.append(name)
+        if (result.labels[mask] > 0).any():
+            result.overlapping[name] = mask
+        result.labels[mask & (result.labels == 0)] = key
+        result.names[key] = name
+    notes = list(result.notes)
+    if empty:
+        notes.append(f"empty masks: {_some(empty)}")
+    if result.overlapping:
+        notes.append(f"masks that overlap another, kept whole: {_some(list(result.overlapping))}")
+    return LabelMap(result.labels, result.affine, result.names, result.orientation, tuple(notes), result.overlapping)
+
+
+def _whole(array: np.ndarray, name: str) -> np.ndarray:
+    """The array as uint16 labels, or a sentence why it is none."""
+    whole = np.all(np.isfinite(array)) and np.array_equal(array, np.rint(array))
+    if not whole or array.min() < 0 or array.max() > 65535:
+        raise BadInput(
+            f"{name} holds values from {np.nanmin(array):g} to {np.nanmax(array):g}, and whole labels from 0 to 65535"
+            " are expected; is it a CT?"
+        )
+    return np.ascontiguousarray(array, dtype=np.uint16)
+
+
+def _name_table(path: Path, names, ids: list[int]) -> dict[int, str]:
+    if isinstance(names, dict):
+        return names
+    if isinstance(names, str):
+        return anatomy.vocabulary(names)
+    return label_table(path) or ({ids[0] if ids else 1: stem(path)} if len(ids) <= 1 else {})
+
+
+def label_table(path: Path) -> dict[int, str]:
+    """The names that TotalSegmentator and others write into the NIfTI header extension; empty if there are none."""
+    import nibabel as nib
+
+    extensions = [e for e in nib.load(path).header.extensions if e.get_code() in (0, 30)]
+    text = " ".join(e.get_content().decode("utf-8", "replace") for e in extensions)
+    return {int(k): v for k, v in re.findall(r'<Label Key="(\d+)"[^>]*>\s*<!\[CDATA\[(.*?)\]\]>', text) if int(k)}
+
+
+def _canonical(name: str) -> str:
+    try:
+        return anatomy.structure(name).name
+    except BadInput:
+        return _plain(name)
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.replace("_", " ").lower().split())
+
+
+def _some(items, limit: int = 6) -> str:
+    items = [str(i) for i in items]
+    return ", ".join(items[:limit]) + (f" … ({len(items)} in all)" if len(items) > limit else "")
+
+
+def _grid_text(on) -> str:
+    return f"{grid.size_text(on.shape)} at {'×'.join(f'{s:.2f}' for s in on.spacing_mm)} mm"
+
+
+def _voxel_ml(affine: np.ndarray) -> float:
+    return abs(np.linalg.det(affine[:3, :3])) / 1000
+
+
+def bounding_box(mask: np.ndarray) -> tuple[slice, ...] | None:
+    """The smallest box that holds every true voxel, or None if there is none."""
+    box = []
+    for axis in range(mask.ndim):  # each axis is searched within the box so far
+        rest = tuple(i for i in range(mask.ndim) if i != axis)
+        hit = np.flatnonzero(mask[tuple(box)].any(axis=rest))
+        if hit.size == 0:
+            return None
+        box.append(slice(int(hit[0]), int(hit[-1]) + 1))
+    return tuple(box)
+
+
+def largest_component(mask: np.ndarray) -> np.ndarray:
+    """Keep the largest 26-connected part of a 3-D mask; of equals, the first in array order.
+
+    Args:
+        mask: bool ``(D, H, W)``.
+
+    Returns:
+        bool of the same shape; all false if ``mask`` is.
+
+    Source: contour.txt §3.1, "When multiple disconnected components exist, we keep the largest one"; labelling by cc3d.
+    """
+    box = bounding_box(mask)
+    kept = np.zeros(mask.shape, dtype=bool)
+    if box is not None:
+        kept[box] = largest_in(mask[box])
+    return kept
+
+
+def largest_in(mask: np.ndarray) -> np.ndarray:
+    """:func:`largest_component` of an array that holds at least one true voxel, without looking for its box."""
+    import cc3d
+
+    parts, count = cc3d.connected_components(
+        np.ascontiguousarray(mask), connectivity=26, return_N=True, out_dtype=np.uint32
+    )
+    if count == 1:
+        return np.ascontiguousarray(mask)
+    sizes = np.zeros(count + 1, dtype=np.int64)
+    # foreground of a slice at a time: 20 times faster than counting it all
+    for part, plane in zip(parts, mask, strict=True):
+        sizes += np.bincount(part[plane], minlength=count + 1)
+    return parts == np.argmax(sizes)
+
+
+def dice(a: np.ndarray, b: np.ndarray) -> float:
+    """Dice overlap of two binary masks, 0…1; nan if both are empty. Source: MONAI's compute_dice."""
+    import torch
+    from monai.metrics import compute_dice
+
+    _same_shape(a, b)
+    pair = [torch.from_numpy(np.ascontiguousarray(m, dtype=np.uint8))[None, None] for m in (a, b)]
+    return float(compute_dice(*pair, include_background=True, ignore_empty=True)[0, 0])
+
+
+def surface_distance_mm(a: np.ndarray, b: np.ndarray, spacing_mm: tuple[float, float, float]) -> float:
+    """Symmetric mean distance between two masks' surfaces, mm; inf if one is empty, nan if both are.
+
+    Source: MONAI's compute_average_surface_distance.
+    """
+    import torch
+    from monai.metrics import compute_average_surface_distance
+
+    _same_shape(a, b)
+    if not (a.any() and b.any()):
+        return float("inf") if a.any() or b.any() else float("nan")
+    pair = [torch.from_numpy(np.ascontiguousarray(m, dtype=np.uint8))[None, None] for m in (a, b)]
+    with warnings.catch_warnings():
+        # MONAI 1.6 calls one of its own functions with a deprecated argument
+        warnings.simplefilter("ignore", FutureWarning)
+        options = {"include_background": True, "symmetric": True, "spacing": list(spacing_mm)}
+        return float(compute_average_surface_distance(*pair, **options)[0, 0])
+
+
+def _same_shape(a: np.ndarray, b: np.ndarray) -> None:
+    if a.shape != b.shape:
+        raise BadInput(
+            f"masks have shapes {grid.size_text(a.shape)} and {grid.size_text(b.shape)};"
+            " put both on one grid with to(volume)"
+        )

@@ -1,0 +1,78 @@
+"""The workbook's notebooks: found by their numbers, checked, chosen."""
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ctvlm_lib.errors import BadInput
+
+
+@dataclass
+class Notebook:
+    """A notebook of the workbook; ``needs`` are the numbers of those whose results it reads."""
+
+    path: Path
+    content: dict = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """File name without suffix, e.g. ``30_visual_prompts``."""
+        return self.path.stem
+
+    @property
+    def number(self) -> str:
+        """The two digits that the name begins with."""
+        return self.name[:2]
+
+    @property
+    def needs(self) -> list[str]:
+        """The metadata's ``ctvlm.needs``."""
+        return list(self.content["metadata"].get("ctvlm", {}).get("needs", []))
+
+    @property
+    def title(self) -> str:
+        """The first heading, or the name."""
+        for cell in self.content["cells"]:
+            heading = re.search(r"^#+ +(.+)$", "".join(cell["source"]), re.MULTILINE)
+            if cell["cell_type"] == "markdown" and heading:
+                return heading[1].strip()
+        return self.name
+
+
+def find_notebooks(folder: Path) -> list[Notebook]:
+    """Read the notebooks ``NN_name.ipynb`` of a folder in number order.
+
+    Raises:
+        BadInput: there are none, one can't be read, a number is used twice, or a need is not an earlier notebook.
+    """
+    notebooks: list[Notebook] = []
+    for path in sorted(folder.glob("[0-9][0-9]_*.ipynb")):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            notebook = Notebook(path.resolve(), {"metadata": content.get("metadata", {}), "cells": content["cells"]})
+        except (OSError, ValueError, KeyError, AttributeError) as error:
+            raise BadInput(f"{path.name} can't be read as a notebook ({error}); restore it or move it away") from error
+        earlier = [other.number for other in notebooks]
+        if notebook.number in earlier:
+            raise BadInput(f"two notebooks have the number {notebook.number}; rename {path.name}")
+        for need in notebook.needs:
+            if need not in earlier:
+                raise BadInput(f"{path.name} needs {need!r} (its metadata), but no earlier notebook has that number")
+        notebooks.append(notebook)
+    if not notebooks:
+        raise BadInput(f"no notebooks named like 00_name.ipynb in {folder}; run this from a complete checkout")
+    return notebooks
+
+
+def select(notebooks: list[Notebook], only: str | list[str] | None) -> list[Notebook]:
+    """Return the notebooks whose numbers (or names) are asked for, in order; all if None."""
+    if only is None:
+        return notebooks
+    asked = only.split(",") if isinstance(only, str) else [str(item) for item in only]
+    numbers = {item.strip()[:2] for item in asked if item.strip()}
+    known = {notebook.number for notebook in notebooks}
+    if not numbers or numbers - known:
+        wrong = ", ".join(sorted(numbers - known)) or "an empty list"
+        raise BadInput(f"no notebook with the number {wrong}; there are {', '.join(sorted(known))}")
+    return [notebook for notebook in notebooks if notebook.number in numbers]

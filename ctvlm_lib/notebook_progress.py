@@ -1,0 +1,70 @@
+"""Progress of a run in words: one line per notebook, ticking on a terminal, plain in a log."""
+
+import sys
+
+
+class Progress:
+    """Prints ``[2/4] 10_volumes … 34 s, 1.2 GB (about 1 min 20 s left)``.
+
+    Args:
+        estimates: seconds expected for each notebook, in the order they run; None where nothing is known yet.
+        current: names expected to be up to date; they count as 0 s.
+    """
+
+    def __init__(self, estimates: dict[str, float | None], current: set[str]):
+        self.names = list(estimates)
+        self.expected = {name: 0.0 if name in current else seconds for name, seconds in estimates.items()}
+        self.terminal = sys.stdout.isatty()
+        self._label = ""
+        self._from = 0
+
+    def plan(self) -> str:
+        """Say how many notebooks there are and how long they will take."""
+        to_run = sum(seconds != 0 for seconds in self.expected.values())
+        plural = "" if len(self.names) == 1 else "s"
+        if not to_run:
+            return f"{len(self.names)} notebook{plural}, all up to date"
+        count = f"{len(self.names)} notebook{plural}"
+        done = "" if to_run == len(self.names) else f", {len(self.names) - to_run} of them up to date"
+        return f"{count}{done}, {self._about(self.names) or 'no estimate of the time yet'}"
+
+    def begin(self, name: str) -> None:
+        """Start a notebook's line."""
+        self._from = self.names.index(name)
+        self._label = f"[{self._from + 1}/{len(self.names)}] {name} … "
+        sys.stdout.write(self._label)
+        sys.stdout.flush()
+
+    def tick(self, seconds: float, used_bytes: int) -> None:
+        """Renew the line on a terminal while the notebook runs."""
+        if self.terminal:
+            left = self._about(self.names[self._from :], seconds)
+            text = f"{duration(seconds)}, {used_bytes / 1e9:.1f} GB now" + (f"  ({left} left)" if left else "")
+            sys.stdout.write(f"\r{self._label}{text}\x1b[K")
+            sys.stdout.flush()
+
+    def end(self, name: str, summary: str, notes: list[str]) -> None:
+        """Finish the line; notes follow on lines of their own."""
+        left = self._about(self.names[self.names.index(name) + 1 :])
+        rest = f"  ({left} left)" if left else ""
+        sys.stdout.write(f"\r{self._label}{summary}{rest}\x1b[K\n" if self.terminal else f"{summary}{rest}\n")
+        for note in notes:
+            sys.stdout.write(f"      {note}\n")
+        sys.stdout.flush()
+
+    def _about(self, names: list[str], spent_s: float = 0) -> str:
+        """Return ``about 1 min 20 s`` for these notebooks; empty if nothing is left or one of them is unknown."""
+        expected = [self.expected[name] for name in names]
+        if None in expected or not sum(expected):
+            return ""
+        return f"about {duration(max(sum(expected) - spent_s, 0))}"
+
+
+def duration(seconds: float) -> str:
+    """Write seconds as ``34 s``, ``1 min 20 s`` or ``2 h 5 min``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -1,0 +1,205 @@
+"""Render many cases: Dask processes, progress with an estimate, resume, failures listed while the rest is finished."""
+
+import csv
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+
+from ctvlm_lib.errors import BadInput, atomic_path
+from ctvlm_lib.prompt.render import Style, check_output, parse_window, render
+
+MASKS = ("segmentations", "labels.nii.gz", "mask.nii.gz")  # what may lie beside ct.nii.gz in a case's folder
+TEXT_OPTIONS = ("style", "side", "box", "distractor")
+NUMBER_OPTIONS = ("thickness", "seed")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One picture to render.
+
+    Attributes:
+        name: names the output; unique within a batch.
+        ct, mask: paths as :func:`ctvlm_lib.prompt.render.render` takes them.
+        roi: the region to outline.
+        style: how to draw.
+    """
+
+    name: str
+    ct: Path
+    mask: Path
+    roi: str
+    style: Style
+
+
+def find_cases(source: Path, roi: str | None, style: Style) -> list[Case]:
+    """List the cases of a CSV or of a folder of case folders.
+
+    A CSV has the columns ct, mask, roi and, if wished, name and any option of Style; its paths are relative to it.
+    A case folder holds ``ct.nii.gz`` beside ``segmentations/``, ``labels.nii.gz`` or ``mask.nii.gz``.
+
+    Raises:
+        BadInput: a column is missing or misspelt, a row is incomplete, or two cases would write to one output.
+    """
+    cases = _from_csv(source, roi, style) if source.suffix.lower() == ".csv" else _from_folder(source, roi, style)
+    if not cases:
+        raise BadInput(
+            f"{source} holds no cases; a case is a row of the CSV, or a folder with ct.nii.gz and one of"
+            f" {', '.join(MASKS)}"
+        )
+    outputs = [output_name(case) for case in cases]
+    twice = sorted({o for o in outputs if outputs.count(o) > 1})
+    if twice:
+        raise BadInput(f"{source.name} has several cases for the output {twice[0]}; give each row its own name")
+    return cases
+
+
+def _from_csv(source: Path, roi: str | None, style: Style) -> list[Case]:
+    with open(source, newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        known = {"name", "ct", "mask", "roi"} | {f.name for f in fields(Style)}
+        columns = set(reader.fieldnames or ())
+        needed = {"ct", "mask"} | (set() if roi else {"roi"})
+        if needed - columns or columns - known:
+            wrong = f"has unknown columns {sorted(map(str, columns - known))}"
+            wrong = f"lacks {sorted(needed - columns)}" if needed - columns else wrong
+            more = ", ".join(sorted(known - {"ct", "mask", "roi"}))
+            raise BadInput(f"{source.name} {wrong}; the columns are ct, mask, roi and, if wished, {more}")
+        return [_row_case(source, number, row, roi, style) for number, row in enumerate(reader, start=2)]
+
+
+def _row_case(source: Path, number: int, row: dict, roi: str | None, style: Style) -> Case:
+    given = {key: (value or "").strip() for key, value in row.items() if isinstance(key, str)}
+    if not (given["ct"] and given["mask"] and (given.get("roi") or roi)):
+        raise BadInput(f"{source.name} line {number} needs ct, mask and roi")
+    options = {key: given[key] for key in TEXT_OPTIONS if given.get(key)}
+    try:
+        options |= {key: int(given[key]) for key in NUMBER_OPTIONS if given.get(key)}
+        options |= {"window": parse_window(given["window"])} if given.get("window") else {}
+        mine = replace(style, **options)
+    except ValueError as error:
+        raise BadInput(f"{source.name} line {number}: {error}") from None
+    ct, mask = (source.parent / given[key] for key in ("ct", "mask"))
+    name = given.get("name") or ct.name.removesuffix(".gz").removesuffix(".nii")
+    return Case(name, ct, mask, given.get("roi") or roi, mine)
+
+
+def _from_folder(source: Path, roi: str | None, style: Style) -> list[Case]:
+    if roi is None:
+        raise BadInput(f"which region shall be outlined in the cases of {source}? give --roi NAME")
+    cases = []
+    for ct in sorted(source.glob("*/ct.nii.gz")):
+        masks = [ct.parent / name for name in MASKS if (ct.parent / name).exists()]
+        cases.append(Case(ct.parent.name, ct, masks[0] if masks else ct.parent / MASKS[0], roi, style))
+    return cases
+
+
+def output_name(case: Case) -> str:
+    """What a case's output is called, without suffix."""
+    return "_".join(part.replace(" ", "-").replace("/", "-") for part in (case.name, case.roi, case.style.style))
+
+
+def render_all(
+    cases: list[Case], out: Path, kind: str = "rgb", *, workers: int = 2, scheduler: str | None = None,
+    names=None, check=True,
+    force=False, say: Callable[[str], None] = print,
+) -> list[dict]:  # fmt: skip
+    """Render every case into ``out``; a case that fails is listed and the rest is finished.
+
+    An output that was made from the same inputs with the same options is kept, so an interrupted batch goes on where it
+    stopped. A table of what happened is written to ``out/render.csv``.
+
+    Args:
+        cases: from :func:`find_cases`.
+        out: output folder.
+        kind: ``rgb``, ``label`` or ``png``.
+        workers: local processes.
+        scheduler: address of a running Dask scheduler, instead of local processes.
+        names, check, force: see :func:`ctvlm_lib.prompt.render.render`.
+        say: takes each line of progress.
+
+    Returns:
+        One record a case, in the order of ``cases``: case, roi, style, status (``done``, ``kept`` or ``failed``), out,
+        prompt, error.
+    """
+    from dask.distributed import Client, LocalCluster, as_completed
+
+    with atomic_path(out / "render.csv") as table:  # an unwritable folder is found before anything is read
+        begun = time.monotonic()
+        cluster = scheduler or LocalCluster(
+            n_workers=min(workers, len(cases)),
+            threads_per_worker=1,
+            dashboard_address=None,
+            memory_limit=0,
+            silence_logs=40,
+        )
+        records: dict[int, dict] = {}
+        with Client(cluster) as client:
+            options = {"out": out, "kind": kind, "names": names, "check": check, "force": force}
+            jobs = {client.submit(_one, case, **options, pure=False): number for number, case in enumerate(cases)}
+            for done in as_completed(jobs):
+                record = records[jobs[done]] = done.result()
+                left = (time.monotonic() - begun) / len(records) * (len(cases) - len(records))
+                problem = f": {record['error']}" if record["error"] else ""
+                say(
+                    f"[{len(records)}/{len(cases)}] {record['case']} {record['status']}{problem}  (about"
+                    f" {left:.0f} s left)"
+                )
+        if scheduler is None:
+            cluster.close()
+        rows = [records[number] for number in range(len(cases))]
+        with open(table, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    return rows
+
+
+def _one(case: Case, out: Path, kind: str, names, check: bool, force: bool) -> dict:
+    """Render one case in a worker; every failure becomes a record, so that the batch goes on."""
+    target = out / (output_name(case) + ("" if kind == "png" else ".nii.gz"))
+    record = {
+        "case": case.name,
+        "roi": case.roi,
+        "style": case.style.style,
+        "status": "failed",
+        "out": "",
+        "prompt": "",
+        "error": "",
+    }
+    try:
+        note = out / "records" / f"{output_name(case)}.{kind}.json"
+        key = _key(case, kind, names)
+        kept = json.loads(note.read_text(encoding="utf-8")) if note.exists() else {}
+        if target.exists() and kept.get("key") == key and not force:
+            return record | {"status": "kept", "out": target.name, "prompt": kept["prompt"]}
+        check_output(target, kind, force or "begun" in kept)
+        _write_note(note, {"begun": key})  # a batch killed between picture and note knows the picture as its own
+        try:
+            made = render(case.ct, case.mask, case.roi, target, kind, case.style, names=names, check=check, force=True)
+        except BaseException:
+            _write_note(note, kept)  # an older picture is still what its note says
+            raise
+        _write_note(note, {"key": key, **made})
+        return record | {"status": "done", "out": target.name, "prompt": made["prompt"]}
+    except BadInput as error:
+        return record | {"error": str(error)}
+    except Exception as error:  # a broken case must not stop the others; its kind is told
+        return record | {"error": f"{type(error).__name__}: {error}"}
+
+
+def _write_note(path: Path, content: dict) -> None:
+    with atomic_path(path) as partial:
+        partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+
+def _key(case: Case, kind: str, names) -> str:
+    """What the output depends on: options, and the inputs' sizes and times."""
+    inputs = []
+    for path in (case.ct, case.mask):
+        files = sorted(path.rglob("*")) if path.is_dir() else [path]
+        inputs += [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
+    text = json.dumps([case.name, case.roi, asdict(case.style), kind, str(names), inputs])
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,119 @@
+"""Read a CT from NIfTI or from a DICOM series into LPS axes and Hounsfield units."""
+
+import zlib
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from ctvlm_lib.errors import BadInput
+from ctvlm_lib.volume import dicom, grid
+from ctvlm_lib.volume.core import Volume
+from ctvlm_lib.volume.hu import check_hu
+
+NIFTI = (".nii", ".nii.gz")
+
+
+def load(path: str | Path, *, series: str | None = None, check: bool = True) -> Volume:
+    """Read a CT: a NIfTI file in any orientation, or a folder that holds one DICOM series.
+
+    The header's slope and intercept are applied exactly once; the array is reoriented to LPS axes; the affine goes with
+    it.
+
+    Args:
+        path: ``.nii``/``.nii.gz`` file, or a DICOM folder.
+        series: the series instance UID, if the folder holds several.
+        check: refuse values that can't be HU (:func:`ctvlm_lib.volume.check_hu`).
+
+    Returns:
+        The volume; ``notes`` says what is worth knowing of how it was stored.
+
+    Raises:
+        BadInput: the file is missing, broken, not a CT, or its geometry is ambiguous.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise BadInput(f"there is no file or folder {path}")
+    if path.is_dir():
+        volume = dicom.read_series(path, series)
+    else:
+        array, affine, orientation, notes = read_nifti(path, np.float32)
+        volume = Volume(array, affine, orientation, name=stem(path), notes=notes)
+    if check:
+        check_hu(volume.hu, path.name)
+    return volume
+
+
+def stem(path: Path) -> str:
+    """A file's name without ``.nii`` or ``.nii.gz``."""
+    return path.name.removesuffix(".gz").removesuffix(".nii")
+
+
+def read_nifti(path: Path, dtype) -> tuple[np.ndarray, np.ndarray, str, tuple[str, ...]]:
+    """Read one 3-D frame of a NIfTI in LPS axes.
+
+    Args:
+        path: ends in ``.nii`` or ``.nii.gz``.
+        dtype: of the result; ``None`` keeps the values as the header states them (for label maps).
+
+    Returns:
+        ``(D, H, W)`` array, affine to LPS mm, the file's axes, notes.
+
+    Raises:
+        BadInput: not a NIfTI, truncated, RGB, or not exactly one 3-D frame.
+    """
+    if not path.name.endswith(NIFTI):
+        raise BadInput(
+            f"{path.name} is neither a .nii/.nii.gz file nor a DICOM folder;"
+            " convert it, or give the folder of the series"
+        )
+    try:
+        image = nib.load(path)
+    except (nib.filebasedimages.ImageFileError, OSError, EOFError, zlib.error) as error:
+        raise BadInput(
+            f"{path.name} is not a readable NIfTI file: {_reason(error)}; fetch or convert it again"
+        ) from error
+    if image.get_data_dtype().fields:
+        raise BadInput(
+            f"{path.name} is an RGB NIfTI (a rendered picture), and one value in HU per voxel is expected;"
+            " give the original CT"
+        )
+    shape = image.shape
+    if len(shape) < 3 or any(n != 1 for n in shape[3:]):
+        what = f"{np.prod(shape[3:], dtype=int)} frames" if len(shape) > 3 else "a single picture"
+        raise BadInput(
+            f"{path.name} has shape {grid.size_text(shape)} ({what}), and one 3-D frame is expected;"
+            " save the frame that you mean on its own"
+        )
+    try:
+        array = np.asanyarray(image.dataobj) if dtype is None else image.get_fdata(dtype=dtype, caching="unchanged")
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        raise BadInput(f"{path.name} is cut short or damaged: {_reason(error)}; fetch or copy it again") from error
+    array, affine, orientation = _oriented(array.reshape(shape[:3]), image, path.name)
+    return array, affine, orientation, tuple(_header_notes(image))
+
+
+def _oriented(array: np.ndarray, image, name: str):
+    try:
+        return grid.from_nifti(array, image.affine)
+    except BadInput as error:
+        raise BadInput(f"{name}: {error}") from None
+
+
+def _reason(error: Exception) -> str:
+    """The library's reason as part of a sentence, without the path that it may repeat."""
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return text if len(text) < 100 and "/" not in text else type(error).__name__
+
+
+def _header_notes(image):
+    """What a reader of the volume should know of the header."""
+    slope, intercept = image.dataobj.slope, image.dataobj.inter
+    if (slope, intercept) != (1, 0):
+        yield f"header slope {slope:g} and intercept {intercept:g} applied once"
+    sform, sform_code = image.get_sform(coded=True)
+    qform, qform_code = image.get_qform(coded=True)
+    if sform_code == 0 and qform_code == 0:
+        yield "the header has neither sform nor qform: left and right are an assumption, check them against the anatomy"
+    elif sform is not None and qform is not None and np.abs(sform - qform).max() > 0.1:
+        yield "sform and qform differ; the sform is used"
