@@ -67,16 +67,15 @@ class LabelMap:
         Raises:
             BadInput: no such structure here (the message lists what there is), or it has no voxels.
         """
-        wanted = [part for part in self._parts(name) if part in self.names.values()]
+        canonical = _canonical(name)
+        wanted = [canonical] if canonical in self.names.values() else self._parts(canonical)
         if not wanted:
             near = get_close_matches(name, list(self.names.values()), 3, 0.5)
             hint = f"; did you mean {' or '.join(near)}?" if near else f"; there are: {_some(sorted(self.present), 12)}"
             raise BadInput(f"no structure {name!r} in these masks{hint}")
-        keys = [key for key, label in self.names.items() if label in wanted]
-        mask = self.labels == keys[0] if len(keys) == 1 else np.isin(self.labels, keys)
-        for part in wanted:
-            if part in self.overlapping:
-                mask |= self.overlapping[part]
+        mask = self._union(wanted)
+        if wanted == [canonical] and not mask.any():  # a vocabulary names the group too, but the map holds its parts
+            mask = self._union(self._parts(canonical))
         if not mask.any():
             others = f"structures with voxels: {_some(sorted(self.present), 12)}"
             if not self.present:
@@ -84,15 +83,21 @@ class LabelMap:
             raise BadInput(f"the mask of {name!r} is empty here; {others}")
         return mask
 
-    def _parts(self, name: str) -> list[str]:
-        """The canonical names that make up ``name``; the plain name first, so that a file's own label wins."""
-        canonical = _canonical(name)
-        if canonical in self.names.values():
-            return [canonical]
+    def _parts(self, canonical: str) -> list[str]:
+        """The names here that make up a group such as ``lung``; empty if it is none."""
         try:
-            return [anatomy.vocabulary("vista3d")[i] for i in anatomy.expand(canonical)]
+            parts = [anatomy.vocabulary("vista3d")[i] for i in anatomy.expand(canonical)]
         except BadInput:
-            return [canonical]
+            return []
+        return [part for part in parts if part in self.names.values()]
+
+    def _union(self, names: list[str]) -> np.ndarray:
+        keys = [key for key, label in self.names.items() if label in names]
+        mask = self.labels == keys[0] if len(keys) == 1 else np.isin(self.labels, keys)
+        for name in names:
+            if name in self.overlapping:
+                mask |= self.overlapping[name]
+        return mask
 
     def volume_ml(self, name: str) -> float:
         """Volume of a structure, millilitres."""
@@ -210,7 +215,7 @@ def label_table(path: Path) -> dict[int, str]:
     import nibabel as nib
 
     extensions = [e for e in nib.load(path).header.extensions if e.get_code() in (0, 30)]
-    text = " ".join(e.get_content().decode("utf-8", "replace") for e in extensions)
+    text = " ".join(e.content.decode("utf-8", "replace") for e in extensions)
     return {int(k): v for k, v in re.findall(r'<Label Key="(\d+)"[^>]*>\s*<!\[CDATA\[(.*?)\]\]>', text) if int(k)}
 
 
@@ -272,6 +277,8 @@ def largest_in(mask: np.ndarray) -> np.ndarray:
     """:func:`largest_component` of an array that holds at least one true voxel, without looking for its box."""
     import cc3d
 
+    if sorted(mask.shape)[1] == 1:  # cc3d 4.1 fails on an array that is a single line of voxels
+        return largest_in(np.pad(mask, 1))[1:-1, 1:-1, 1:-1]
     parts, count = cc3d.connected_components(
         np.ascontiguousarray(mask), connectivity=26, return_N=True, out_dtype=np.uint32
     )

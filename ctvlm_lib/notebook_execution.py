@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 
 from ctvlm_lib.errors import atomic_path
+from ctvlm_lib.notebook_html import write_html
 from ctvlm_lib.run import write_json
 
 KERNEL_START_S = 180  # a loaded machine can need a minute to start a kernel
@@ -83,39 +84,6 @@ def _unfinished_cell(partial: Path, source: Path, parameters_injected: bool) -> 
         if cell.cell_type == "code" and cell.metadata.get("papermill", {}).get("start_time"):
             last = _cell_in_source(original, index, parameters_injected), cell.source
     return last
-
-
-def write_html(executed: Path, html: Path) -> None:
-    """Write the executed notebook as one HTML page.
-
-    Text, tables and figures are in the page. The browser fetches only what nbconvert always refers to, MathJax and
-    the scripts of live widgets and diagrams; without a network a formula shows as its LaTeX source.
-    """
-    import nbformat
-    from nbconvert import HTMLExporter
-
-    notebook = nbformat.read(executed, as_version=4)
-    for cell in notebook.cells:
-        for output in cell.get("outputs", []):
-            _alternative_text(output)
-    body, _ = HTMLExporter(template_name="lab").from_notebook_node(
-        notebook, resources={"metadata": {"name": executed.stem, "path": str(executed.parent)}}
-    )
-    with atomic_path(html) as partial:
-        partial.write_text(body, encoding="utf-8")
-
-
-def _alternative_text(output) -> None:
-    """Turn a picture with alternative text into HTML: nbconvert's template would drop the text."""
-    import html
-
-    for kind in ("image/png", "image/jpeg"):
-        about = output.get("metadata", {}).get(kind, {})
-        if about.get("alt") and kind in output.get("data", {}):
-            content = "".join(output.data.pop(kind)).replace("\n", "")
-            width = f' width="{about["width"]}"' if about.get("width") else ""
-            alt = html.escape(about["alt"], quote=True)
-            output.data["text/html"] = f'<img alt="{alt}"{width} src="data:{kind};base64,{content}">'
 
 
 def _end_with_parent() -> None:

@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 import ctvlm_lib
+from ctvlm_lib.notebook_facts import without_takes
 from ctvlm_lib.run import MAIN_PACKAGES, PROJECT, file_hash, package_version
 
 PACKAGE = Path(ctvlm_lib.__file__).resolve().parent
@@ -76,7 +77,8 @@ class _StartsCommand(Exception):
 
 
 def _source(cell: dict) -> str:
-    return cell["source"] if isinstance(cell["source"], str) else "".join(cell["source"])
+    source = cell["source"] if isinstance(cell["source"], str) else "".join(cell["source"])
+    return without_takes(source) if cell["cell_type"] == "markdown" else source
 
 
 def _without_magics(source: str) -> str:
@@ -147,11 +149,11 @@ def _imports(tree: ast.AST, package: str) -> set[str]:
 def _starts_command(tree: ast.AST) -> bool:
     """Say whether a cell starts ``ctvlm …`` or ``python -m ctvlm_lib …`` as a process."""
     for node in ast.walk(tree):
-        values = [getattr(item, "value", None) for item in getattr(node, "elts", getattr(node, "args", [])) or []]
-        if isinstance(node, ast.List | ast.Tuple | ast.Call) and (
-            ("-m", "ctvlm_lib") in zip(values, values[1:], strict=False) or values[:1] == ["ctvlm"]
-        ):
-            return True
+        if isinstance(node, ast.List | ast.Tuple | ast.Call):
+            items = node.args if isinstance(node, ast.Call) else node.elts
+            values = [item.value if isinstance(item, ast.Constant) else None for item in items]
+            if ("-m", "ctvlm_lib") in zip(values, values[1:], strict=False) or values[:1] == ["ctvlm"]:
+                return True
     return False
 
 

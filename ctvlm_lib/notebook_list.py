@@ -1,5 +1,6 @@
 """The workbook's notebooks: found by their numbers, checked, chosen."""
 
+import ast
 import json
 import re
 from dataclasses import dataclass, field
@@ -31,12 +32,30 @@ class Notebook:
         return list(self.content["metadata"].get("ctvlm", {}).get("needs", []))
 
     @property
+    def assets(self) -> list[str]:
+        """The data that it reads, as its ``run.uses("…")`` states them."""
+        code = "\n".join("".join(c["source"]) for c in self.content["cells"] if c["cell_type"] == "code")
+        return re.findall(r'"(\w+)"', " ".join(re.findall(r"\brun\.uses\(([^)]*)\)", code)))
+
+    @property
+    def parameter_names(self) -> set[str]:
+        """The names that the cell tagged ``parameters`` assigns.
+
+        Read with Python's own parser: ``papermill.inspect_notebook`` loses a line whose comment has an apostrophe.
+        """
+        for cell in self.content["cells"]:
+            if "parameters" in cell["metadata"].get("tags", []):
+                nodes = ast.walk(ast.parse("".join(cell["source"])))
+                return {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+        return set()
+
+    @property
     def title(self) -> str:
-        """The first heading, or the name."""
+        """The first heading without the number it may begin with, or the name."""
         for cell in self.content["cells"]:
             heading = re.search(r"^#+ +(.+)$", "".join(cell["source"]), re.MULTILINE)
             if cell["cell_type"] == "markdown" and heading:
-                return heading[1].strip()
+                return re.sub(r"^\d\d\W+", "", heading[1].strip())
         return self.name
 
 
@@ -51,7 +70,8 @@ def find_notebooks(folder: Path) -> list[Notebook]:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             notebook = Notebook(path.resolve(), {"metadata": content.get("metadata", {}), "cells": content["cells"]})
-        except (OSError, ValueError, KeyError, AttributeError) as error:
+            _ = notebook.parameter_names, notebook.title  # what can't be read shall be said before anything runs
+        except (OSError, ValueError, KeyError, AttributeError, SyntaxError) as error:
             raise BadInput(f"{path.name} can't be read as a notebook ({error}); restore it or move it away") from error
         earlier = [other.number for other in notebooks]
         if notebook.number in earlier:

@@ -15,13 +15,16 @@ from ctvlm_lib.run import PROJECT, write_json
 SAMPLE_S = 0.25  # how often memory is looked at; shorter peaks of a single process are caught by the child's own record
 
 
-def run_notebook(job: dict, log: Path, scratch: Path, on_tick: Callable[[float, int], None]) -> dict:
+def run_notebook(
+    job: dict, log: Path, scratch: Path, variables: dict[str, str], on_tick: Callable[[float, int], None]
+) -> dict:
     """Execute a notebook in a process of its own and measure it.
 
     Args:
         job: ``source``, ``executed``, ``html`` (paths) and ``parameters``, see ``notebook_execution``.
         log: file for what the process and its kernel write to their streams.
         scratch: an empty folder, the notebook's working directory; removed afterwards.
+        variables: added to the environment of the process.
         on_tick: called with (seconds so far, bytes in use now) a few times a second.
 
     Returns:
@@ -35,7 +38,7 @@ def run_notebook(job: dict, log: Path, scratch: Path, on_tick: Callable[[float, 
                | {"scratch": str(scratch / "work")})  # fmt: skip
     begun = time.monotonic()
     try:
-        code, peak = _watch(job_file, log, scratch, lambda used: on_tick(time.monotonic() - begun, used))
+        code, peak = _watch(job_file, log, scratch, variables, lambda used: on_tick(time.monotonic() - begun, used))
         outcome = _outcome(job_file, code, log)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -46,7 +49,9 @@ def run_notebook(job: dict, log: Path, scratch: Path, on_tick: Callable[[float, 
     }
 
 
-def _watch(job_file: Path, log: Path, scratch: Path, on_tick: Callable[[int], None]) -> tuple[int, int]:
+def _watch(
+    job_file: Path, log: Path, scratch: Path, variables: dict, on_tick: Callable[[int], None]
+) -> tuple[int, int]:
     """Start the child and wait for it; return its exit code and the most memory its process tree held, bytes."""
     # the kernel inherits PYTHONPATH: notebooks find the library whatever the working directory is
     path = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
@@ -55,7 +60,7 @@ def _watch(job_file: Path, log: Path, scratch: Path, on_tick: Callable[[int], No
     with open(log, "wb") as stream:
         child = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=stream, stderr=subprocess.STDOUT, cwd=scratch / "work",
-            env=os.environ | {"PYTHONPATH": path}, start_new_session=True,
+            env=os.environ | {"PYTHONPATH": path} | variables, start_new_session=True,
         )  # fmt: skip
         try:
             while True:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ctvlm_lib import notebook_outputs as outputs
 from ctvlm_lib.errors import BadInput, atomic_path
+from ctvlm_lib.notebook_facts import copy_pictures, renew_takes, update_readme, without_takes
 from ctvlm_lib.run import PROJECT, run_folder
 
 LIMIT_BYTES = 400_000
@@ -43,9 +44,12 @@ def store(out_dir: str | Path | None = None, notebooks_dir: str | Path | None = 
         reason = _reason(kept, executed)
         if reason:
             _renew(kept, executed, state)
+            copy_pictures(kept["metadata"]["ctvlm"], folder, path.stem[:2], PROJECT)
             lines.append(f"{path.stem}: renewed, {reason}" + _write(path, kept))
         else:
             lines.append(f"{path.stem}: unchanged")
+    if lines and notebooks_dir is None and update_readme(PROJECT / "README.md", PROJECT / "notebooks"):
+        lines.append("README.md: table of notebooks renewed")
     if not lines:
         raise BadInput(f"no notebooks in {notebooks_dir or PROJECT / 'notebooks'}; give their folder with --notebooks")
     return lines
@@ -54,7 +58,7 @@ def store(out_dir: str | Path | None = None, notebooks_dir: str | Path | None = 
 def _matching_cells(kept: dict, executed: dict) -> list | None:
     """Return the executed copy's cells that belong to those of the notebook, None if the sources differ."""
     cells = [c for c in executed["cells"] if "injected-parameters" not in c["metadata"].get("tags", [])]
-    same = [_text(c["source"]) for c in cells] == [_text(c["source"]) for c in kept["cells"]]
+    same = [_bare(c) for c in cells] == [_bare(c) for c in kept["cells"]]
     return cells if same else None
 
 
@@ -74,7 +78,7 @@ def _reason(kept: dict, executed: list) -> str:
 
 def source_hash(notebook: dict) -> str:
     """Return a hash of the cells' types, sources and tags, kept beside the outputs to tell whether they are current."""
-    cells = [[c["cell_type"], _text(c["source"]), c["metadata"].get("tags", [])] for c in notebook["cells"]]
+    cells = [[c["cell_type"], _bare(c), c["metadata"].get("tags", [])] for c in notebook["cells"]]
     return hashlib.sha256(json.dumps(cells).encode()).hexdigest()[:16]
 
 
@@ -94,6 +98,8 @@ def _renew(kept: dict, executed: list, state: dict) -> None:
     about["outputs_of"] = source_hash(kept)
     about["seconds"] = round(state["seconds"])
     about["peak_gb"] = round(state["peak_bytes"] / 1e9, 1)
+    for cell in kept["cells"][:3]:
+        cell["source"] = renew_takes(_text(cell["source"]), about["seconds"], about["peak_gb"])
 
 
 def _stripped(outputs_: list, count: int | None) -> list:
@@ -113,6 +119,11 @@ def _stripped(outputs_: list, count: int | None) -> list:
                 continue
         result.append(output)
     return result
+
+
+def _bare(cell: dict) -> str:
+    """A cell's source without the "Takes" line, which storing renews."""
+    return without_takes(_text(cell["source"]))
 
 
 def _text(source: str | list) -> str:

@@ -206,7 +206,8 @@ class Run:
                 raise BadInput(f"no asset is called {name!r}; there are {', '.join(manifest['asset'])}")
             asset = manifest["asset"][name]
             first = asset["members"][0]
-            what = f"{first['to']} sha256 {first['sha256'][:12]}… ({asset['licence']}; {asset['package']})"
+            shown = first["to"].split("/")[0]  # of a series its folder: the file names are DICOM identifiers
+            what = f"{shown} sha256 {first['sha256'][:12]}… ({asset['licence']}; {asset['package']})"
             print(f"data: {name} · {what}")
             self._note("data", name, {"name": name, "what": what})
 

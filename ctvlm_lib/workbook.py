@@ -63,7 +63,24 @@ def run(
         if fresh:
             for notebook in chosen:
                 outputs.remove(folder, notebook.number, own_folder=True)
-        return _WorkbookRun(folder, profile, seed, notebooks, chosen).run_all()
+        _fetch_data(chosen)
+        try:
+            return _WorkbookRun(folder, profile, seed, notebooks, chosen).run_all()
+        finally:
+            outputs.sweep(folder)
+
+
+def _fetch_data(chosen: list[Notebook]) -> None:
+    """Fetch what the chosen notebooks read before the first one starts, where size and progress can be seen."""
+    wanted = {name for notebook in chosen for name in notebook.assets}
+    if not wanted:
+        return
+    from ctvlm_lib import assets
+
+    try:
+        assets.fetch(sorted(wanted), progress=lambda line: print(line, flush=True))
+    except BadInput as problem:
+        print(f"note: {problem}", flush=True)  # the notebooks that need it say so themselves; the rest goes on
 
 
 @contextlib.contextmanager
@@ -102,6 +119,7 @@ class _WorkbookRun:
     def run_all(self) -> int:
         """Run what is chosen, write run.json after each notebook, then the report page; return the exit code."""
         from ctvlm_lib import report
+        from ctvlm_lib.notebook_html import write_text
 
         progress = Progress({nb.name: self._estimate(nb) for nb in self.chosen}, self._expected_current())
         print(f"profile {self.profile}, seed {self.seed}, {progress.plan()}, into {self.folder}", flush=True)
@@ -110,6 +128,8 @@ class _WorkbookRun:
             entry = self._run_one(notebook, progress)
             self._write(notebook, entry)
             progress.end(notebook.name, _summary(entry), entry.get("notes", []))
+        for text in sorted(self.chosen[0].path.parent.glob("*.md")):
+            write_text(text, outputs.html_path(self.folder, text.stem))
         page = report.build(self.folder)
         statuses = [self.record["notebooks"][notebook.number] for notebook in self.chosen]
         for entry in statuses:
@@ -145,6 +165,7 @@ class _WorkbookRun:
             },
             log=self.folder / "state" / f"{notebook.number}.log",
             scratch=self.folder / "state" / "scratch" / notebook.number,
+            variables={"CTVLM_OUT": str(self.folder.parent)},  # for a notebook that has no parameter out_dir
             on_tick=progress.tick,
         )
         if measured["failure"]:
@@ -196,9 +217,7 @@ def _passable(notebook: Notebook, parameters: dict) -> tuple[dict, list[str], st
     Returns:
         The parameters to pass, notes to print, and a sentence about a misspelt name or ``""``.
     """
-    import papermill
-
-    names = papermill.inspect_notebook(str(notebook.path))
+    names = notebook.parameter_names
     notes = []
     for name in parameters:
         close = difflib.get_close_matches(name, set(names) - set(parameters), n=1, cutoff=0.7)

@@ -92,7 +92,8 @@ def write_dicom(
         if k in skip:
             continue
         place = volume.mm_of([k, 0, 0]) if positions is None else positions[k]
-        image = sitk.GetImageFromArray(volume.hu[k].astype(np.int16))  # SimpleITK stores HU − intercept by the tags below
+        # SimpleITK stores HU − intercept by the tags below
+        image = sitk.GetImageFromArray(volume.hu[k].astype(np.int16))
         image.SetSpacing([volume.spacing_mm[2], volume.spacing_mm[1]])
         tags = {
             "0008|0016": "1.2.840.10008.5.1.4.1.1.2", "0008|0018": f"{uid}.{k + 1}", "0008|0060": modality,

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from ctvlm_lib import assets
+from ctvlm_lib.archive import _copy, _inside, _why
 from ctvlm_lib.errors import BadInput
 
 IMAGING = ["chest_cta", "abdomen_ct", "ct_dicom", "mr_small"]
@@ -211,7 +212,7 @@ def test_an_interrupted_download_leaves_nothing_and_can_be_repeated(place):
             started.append(process)
             raise KeyboardInterrupt
 
-        patch.setattr(assets, "_watch", interrupt)
+        patch.setattr("ctvlm_lib.archive._watch", interrupt)
         with pytest.raises(BadInput, match="interrupted"):
             place.fetch("first")
     assert started[0].poll() is not None  # pip was ended, not left running
@@ -223,15 +224,13 @@ def test_an_interrupted_download_leaves_nothing_and_can_be_repeated(place):
 def test_an_interrupted_unpacking_keeps_the_archive_and_what_was_complete(place):
     place.offer(make_wheel(place.index, FILES))
     with place.monkeypatch.context() as patch:
-        copy = assets._copy
-
         def interrupt(stream, target, member):
             if member["to"] == "other.txt":
                 target.write_bytes(b"sec")
                 raise KeyboardInterrupt
-            copy(stream, target, member)
+            _copy(stream, target, member)
 
-        patch.setattr(assets, "_copy", interrupt)
+        patch.setattr("ctvlm_lib.archive._copy", interrupt)
         with pytest.raises(BadInput, match="interrupted"):
             place.fetch("first", "second")
     assert place.files() == [*ALL_FILES[:2], "downloads/tinydata-1.0-py3-none-any.whl"]
@@ -286,7 +285,7 @@ def test_an_index_without_the_package_gives_one_sentence(place):
     ],
 )
 def test_pips_output_becomes_one_sentence(output, expected):
-    assert expected in assets._why(output)
+    assert expected in _why(output, Path("cache"))
 
 
 def test_a_cache_that_cannot_be_written_gives_one_sentence(place):
@@ -413,7 +412,7 @@ def test_manifest_entry_is_complete(name):
     assert len(set(targets)) == len(targets) and "LICENSE" in {Path(to).name for to in targets}
     for member in asset["members"]:
         assert len(member["sha256"]) == 64 and member["bytes"] > 0 and not Path(member["from"]).is_absolute()
-        assets._inside(Path("folder"), member["to"])
+        _inside(Path("folder"), member["to"])
 
 
 def test_manifest_says_where_every_mask_and_label_map_lies():

@@ -1,4 +1,4 @@
-"""DICOM series: the same CT as its NIfTI, however the files are named and the patient was cut; doubtful folders are refused."""
+"""DICOM series: the same CT as its NIfTI, whatever the files' order and the plane; doubtful folders are refused."""
 
 import numpy as np
 import pytest

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from test_project import MACHINE_PATH
 
+from ctvlm_lib.notebook_facts import readme_table, renew_takes, takes_line, without_takes
+
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 STRIP = ["volume", "mask", "prompt", "records", "encoder", "VLM", "LoRA", "tables", "explorer"]
@@ -56,6 +58,7 @@ def test_parameters_are_typed_and_commented(path):
     lines = source(found[0]).splitlines()
     assert all(re.fullmatch(r"\w+: \w+ = .+  # .+", line) for line in lines), lines
     assert [line.split(":")[0] for line in lines[:3]] == ["profile", "seed", "out_dir"]
+    assert "'" not in source(found[0]), "papermill loses a parameter whose comment holds an apostrophe"
     assert all(isinstance(node, ast.AnnAssign) for node in ast.parse(source(found[0])).body)
 
 
@@ -113,8 +116,29 @@ def test_checked_outputs_are_rounded_and_without_pictures(path):
 
 
 @each
-def test_every_figure_has_alternative_text(path):
+def test_every_stored_figure_has_alternative_text(path):
     for cell in cells(path, "code"):
-        for match in re.finditer(r"run\.figure\(", source(cell)):
-            call = source(cell)[match.start() :]
-            assert re.match(r'run\.figure\(\s*[\s\S]+?,\s*f?"[\w-]+",\s*[\s\S]*"', call), call[:80]
+        for output in cell["outputs"]:
+            for kind in output.get("data", {}):
+                if kind.startswith("image/"):
+                    assert len(output["metadata"].get(kind, {}).get("alt", "")) > 20
+
+
+@each
+def test_takes_line_is_near_what_was_measured(path):
+    about = json.loads(path.read_text(encoding="utf-8"))["metadata"]["ctvlm"]
+    head = "\n".join(source(c) for c in cells(path)[:3])
+    assert renew_takes(head, about["seconds"], about["peak_gb"]) == head
+
+
+def test_readme_table_is_what_the_notebooks_say():
+    readme = (FOLDER.parent / "README.md").read_text(encoding="utf-8")
+    assert readme_table(FOLDER) in readme
+
+
+def test_takes_line_changes_only_when_it_is_off():
+    line = takes_line(seconds=12.2, peak_gb=0.41)
+    assert line == "**Takes:** CPU 15 s, 0.5 GB | GPU –"
+    assert renew_takes(line, 14, 0.45) == line
+    assert renew_takes(line, 61, 0.45) == takes_line(61, 0.45)
+    assert without_takes(f"a\n{line}\nb") == "a\n\nb"

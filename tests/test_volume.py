@@ -121,7 +121,7 @@ def test_a_singular_affine_is_refused(tmp_path):
     image.set_qform(None, code=0)
     image.header["srow_x"], image.header["srow_y"], image.header["srow_z"] = (1, 0, 0, 0), (1, 0, 0, 0), (0, 0, 1, 0)
     image.header["sform_code"] = 1
-    (tmp_path / "ct.nii").write_bytes(image.header.binaryblock + bytes(4) + np.asfortranarray(small_ct().hu).tobytes("F"))
+    (tmp_path / "ct.nii").write_bytes(image.header.binaryblock + bytes(4) + small_ct().hu.tobytes("F"))
     with pytest.raises(BadInput, match="ct.nii: the affine is singular"):
         volumes.load(tmp_path / "ct.nii")
 

@@ -17,7 +17,7 @@ from ctvlm_lib import notebook_key, notebook_outputs, workbook
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.run import PROJECT
 
-PARAMETERS = 'profile: str = "quick"  # quick | full | paper\nseed: int = 0  # any\nout_dir: str = ""  # results'
+PARAMETERS = 'profile: str = "quick"  # quick | full | paper\nseed: int = 0\nout_dir: str = ""  # the run\'s folder'
 TABLES = """from pathlib import Path
 tables = Path(out_dir) / profile / "tables"
 tables.mkdir(parents=True, exist_ok=True)"""
@@ -29,7 +29,7 @@ def write_notebook(folder: Path, name: str, *code: str, needs=(), parameters: st
     notebook.metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     notebook.metadata["ctvlm"] = {"needs": list(needs)}
     notebook.cells = [
-        new_markdown_cell(f"# About {name}"),
+        new_markdown_cell(f"# {name[:2]} · About {name}"),
         new_code_cell(parameters, metadata={"tags": ["parameters"]}),
         *[new_code_cell(source, metadata={"tags": list(tags)}) for source in (TABLES, *code)],
     ]
@@ -48,7 +48,8 @@ def real_run(tmp_path_factory):
     """Run five notebooks in real kernels: 10 and 20 are good, 30 fails, 40 needs 30, 50 loses its kernel."""
     base = tmp_path_factory.mktemp("real")
     notebooks, out = base / "notebooks", base / "out"
-    write_notebook(notebooks, "10_first", table_of("10"), "import os\nprint(type(seed).__name__, seed)", tags=["x"])
+    shows_seed = 'import os\nprint(type(seed).__name__, seed, os.environ["CTVLM_OUT"] == out_dir)'
+    write_notebook(notebooks, "10_first", table_of("10"), shows_seed, tags=["x"])
     shows_upstream = 'print((tables / "10_result.csv").read_text())'
     write_notebook(notebooks, "20_second", shows_upstream, table_of("20"), needs=["10"])
     write_notebook(notebooks, "30_fails", "numerator = 1\nnumerator / 0", table_of("30"))
@@ -92,7 +93,7 @@ def test_parameters_arrive_with_their_types_and_upstream_tables_are_there(real_r
     _, folder, _ = real_run
     assert (folder / "tables" / "10_result.csv").read_text() == "value\n7\n"
     first = nbformat.read(folder / "notebooks" / "10_first.ipynb", as_version=4)
-    assert first.cells[-1].outputs[0].text == "int 7\n"
+    assert first.cells[-1].outputs[0].text == "int 7 True\n"
     second = nbformat.read(folder / "notebooks" / "20_second.ipynb", as_version=4)
     assert second.cells[-2].outputs[0].text == "value\n7\n\n"
 
@@ -114,7 +115,8 @@ def test_report_page_shows_status_tables_and_links_that_exist(real_run):
     _, folder, _ = real_run
     page = bs4.BeautifulSoup((folder / "report" / "index.html").read_text(encoding="utf-8"), "html.parser")
     assert "not a medical device" in page.text
-    assert "About 10_first" in page.text and "ZeroDivisionError" in page.text
+    assert page.find(id="nb10").text == "10 · About 10_first"
+    assert "ZeroDivisionError" in page.text
     for link in page.find_all("a"):
         target = link["href"]
         assert page.find(id=target[1:]) if target.startswith("#") else (folder / "report" / target).exists(), target
@@ -138,7 +140,7 @@ def test_store_strips_what_belongs_to_the_run(real_run):
         (c.source, c.id, c.metadata.get("tags")) for c in before.cells
     ]
     assert [c.execution_count for c in kept.cells[1:]] == [1, 2, 3, 4]
-    assert kept.cells[-1].outputs[0].text == "int 7\n"
+    assert kept.cells[-1].outputs[0].text == "int 7 True\n"
     text = (notebooks / "10_first.ipynb").read_text()
     assert "papermill" not in text and "iopub" not in text and str(folder.parent) not in text
     assert kept.metadata.ctvlm.seconds >= 1
@@ -210,7 +212,7 @@ def toys(tmp_path, monkeypatch):
             self.ran.clear()
             return workbook.run(out_dir=self.out, notebooks_dir=self.notebooks, **options)
 
-    def execute_here(job, log, scratch, on_tick):
+    def execute_here(job, log, scratch, variables, on_tick):
         namespace = dict(job["parameters"])
         Toys.ran.append(job["source"].name[:2])
         for path in (job["executed"], job["html"]):
@@ -288,7 +290,7 @@ def test_a_library_change_runs_only_the_notebooks_that_import_it(toys, tmp_path,
 @pytest.mark.parametrize(
     ("code", "reached", "not_reached"),
     [
-        ("from ctvlm_lib import mask", "ctvlm_lib.mask", "ctvlm_lib.report"),
+        ("def f(a):\n    from ctvlm_lib import mask", "ctvlm_lib.mask", "ctvlm_lib.report"),
         ("import ctvlm_lib.errors as e", "ctvlm_lib.errors", "ctvlm_lib.run"),
         ("%matplotlib inline\nif True:\n    !ls\nimport ctvlm_lib.errors", "ctvlm_lib.errors", "ctvlm_lib.run"),
         ('__import__("importlib").import_module("ctvlm_lib.report")', "ctvlm_lib.notebook_outputs", "ctvlm_lib.mask"),

@@ -10,8 +10,8 @@ def seen_by_stem(shape: tuple[int, int, int], stride: int = 4, kernel: int = 7) 
 
     That layer adds up three convolutions with kernels (k, 1, 1), (1, k, 1) and (1, 1, k), all with the same stride on
     every axis. Across its own axis a kernel is one voxel wide, so it reads only the lines whose two other coordinates
-    are multiples of the stride; along its axis the windows overlap if the kernel is longer than the stride, and it reads
-    everything. A voxel is then seen if at least two of its three coordinates are multiples of the stride.
+    are multiples of the stride; along its axis the windows overlap if the kernel is longer than the stride, and it
+    reads everything. A voxel is then seen if at least two of its three coordinates are multiples of the stride.
 
     Args:
         shape: ``(D, H, W)`` of the encoder's input.

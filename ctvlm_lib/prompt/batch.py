@@ -5,6 +5,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
@@ -43,7 +44,10 @@ def find_cases(source: Path, roi: str | None, style: Style) -> list[Case]:
     Raises:
         BadInput: a column is missing or misspelt, a row is incomplete, or two cases would write to one output.
     """
-    cases = _from_csv(source, roi, style) if source.suffix.lower() == ".csv" else _from_folder(source, roi, style)
+    try:
+        cases = _from_csv(source, roi, style) if source.suffix.lower() == ".csv" else _from_folder(source, roi, style)
+    except UnicodeDecodeError:
+        raise BadInput(f"{source.name} is not UTF-8 text; save it as CSV in UTF-8") from None
     if not cases:
         raise BadInput(
             f"{source} holds no cases; a case is a row of the CSV, or a folder with ct.nii.gz and one of"
@@ -124,31 +128,22 @@ def render_all(
         One record a case, in the order of ``cases``: case, roi, style, status (``done``, ``kept`` or ``failed``), out,
         prompt, error.
     """
-    from dask.distributed import Client, LocalCluster, as_completed
+    from dask.distributed import as_completed
 
     with atomic_path(out / "render.csv") as table:  # an unwritable folder is found before anything is read
         begun = time.monotonic()
-        cluster = scheduler or LocalCluster(
-            n_workers=min(workers, len(cases)),
-            threads_per_worker=1,
-            dashboard_address=None,
-            memory_limit=0,
-            silence_logs=40,
-        )
         records: dict[int, dict] = {}
-        with Client(cluster) as client:
+        with _workers(min(workers, len(cases)), scheduler) as client:
             options = {"out": out, "kind": kind, "names": names, "check": check, "force": force}
             jobs = {client.submit(_one, case, **options, pure=False): number for number, case in enumerate(cases)}
             for done in as_completed(jobs):
-                record = records[jobs[done]] = done.result()
+                lost = done.exception()  # of the worker, e.g. ended for its memory; what a case raises is in its record
+                record = _record(cases[jobs[done]], error=f"its worker was lost: {lost}") if lost else done.result()
+                records[jobs[done]] = record
                 left = (time.monotonic() - begun) / len(records) * (len(cases) - len(records))
                 problem = f": {record['error']}" if record["error"] else ""
-                say(
-                    f"[{len(records)}/{len(cases)}] {record['case']} {record['status']}{problem}  (about"
-                    f" {left:.0f} s left)"
-                )
-        if scheduler is None:
-            cluster.close()
+                count = f"[{len(records)}/{len(cases)}]"
+                say(f"{count} {record['case']} {record['status']}{problem}  (about {left:.0f} s left)")
         rows = [records[number] for number in range(len(cases))]
         with open(table, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, fieldnames=list(rows[0]))
@@ -157,18 +152,31 @@ def render_all(
     return rows
 
 
+@contextmanager
+def _workers(count: int, scheduler: str | None):
+    """A client of the running scheduler, or of local processes that end with the block."""
+    from dask.distributed import Client, LocalCluster
+
+    if scheduler is not None:
+        try:
+            client = Client(scheduler, timeout=10)
+        except (OSError, ValueError) as error:
+            raise BadInput(f"no Dask scheduler answers at {scheduler}: {error}; start one, or leave it out") from error
+        with client:
+            yield client
+        return
+    if count < 1:
+        raise BadInput(f"a batch needs at least one worker, got {count}")
+    # any free port for the dashboard: the usual one may be taken by another batch
+    local = {"threads_per_worker": 1, "dashboard_address": ":0", "memory_limit": 0, "silence_logs": 40}
+    with LocalCluster(n_workers=count, **local) as cluster, Client(cluster) as client:
+        yield client
+
+
 def _one(case: Case, out: Path, kind: str, names, check: bool, force: bool) -> dict:
     """Render one case in a worker; every failure becomes a record, so that the batch goes on."""
     target = out / (output_name(case) + ("" if kind == "png" else ".nii.gz"))
-    record = {
-        "case": case.name,
-        "roi": case.roi,
-        "style": case.style.style,
-        "status": "failed",
-        "out": "",
-        "prompt": "",
-        "error": "",
-    }
+    record = _record(case)
     try:
         note = out / "records" / f"{output_name(case)}.{kind}.json"
         key = _key(case, kind, names)
@@ -188,6 +196,12 @@ def _one(case: Case, out: Path, kind: str, names, check: bool, force: bool) -> d
         return record | {"error": str(error)}
     except Exception as error:  # a broken case must not stop the others; its kind is told
         return record | {"error": f"{type(error).__name__}: {error}"}
+
+
+def _record(case: Case, error: str = "") -> dict:
+    """A case's row of the table, as long as nothing was rendered."""
+    row = {"case": case.name, "roi": case.roi, "style": case.style.style, "status": "failed"}
+    return row | {"out": "", "prompt": "", "error": error}
 
 
 def _write_note(path: Path, content: dict) -> None:

@@ -118,11 +118,13 @@ def _names(text: str | None) -> str | dict[int, str] | None:
     path = Path(text)
     if not path.exists():
         raise BadInput(f"there is no file {path}")
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        if not {"id", "name"} <= set(reader.fieldnames or ()):
-            raise BadInput(f"{path.name} needs the columns id and name, got {reader.fieldnames}")
-        try:
-            return {int(row["id"]): row["name"] for row in reader}
-        except (TypeError, ValueError):
-            raise BadInput(f"{path.name} line {reader.line_num}: an id must be a whole number") from None
+    try:
+        reader = csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines())
+    except UnicodeDecodeError:
+        raise BadInput(f"{path.name} is not UTF-8 text; save it as CSV in UTF-8") from None
+    if not {"id", "name"} <= set(reader.fieldnames or ()):
+        raise BadInput(f"{path.name} needs the columns id and name, got {reader.fieldnames}")
+    try:
+        return {int(row["id"]): row["name"] for row in reader}
+    except (TypeError, ValueError):
+        raise BadInput(f"{path.name} line {reader.line_num}: an id must be a whole number") from None

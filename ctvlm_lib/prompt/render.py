@@ -14,6 +14,7 @@ from ctvlm_lib.prompt.box import box_outline, check_box
 from ctvlm_lib.prompt.contour import check_side, check_thickness, contour
 from ctvlm_lib.prompt.overlay import overlay
 from ctvlm_lib.volume import Volume, window_levels
+from ctvlm_lib.volume.hu import check_finite
 
 STYLES = ("contour", "box", "dual")
 KINDS = ("rgb", "label", "png")
@@ -142,6 +143,8 @@ def render(
     if out.resolve() in (Path(ct).resolve(), Path(mask).resolve()):
         raise BadInput(f"{out} is an input, and it would be replaced; choose another output")
     volume = volumes.load(ct, series=series, check=check)
+    if not check:  # any unit can be drawn, but NaN has no grey
+        check_finite(volume.hu, Path(ct).name)
     labels = masks.load(mask, like=volume, names=names)
     prompt = draw(labels, roi, style, volume)
     write(prompt, volume, out, kind, style.window)

@@ -35,9 +35,10 @@ def from_nifti(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.nd
     Raises:
         BadInput: the affine does not span three dimensions.
     """
-    if not np.all(np.isfinite(affine)) or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+    usable = np.all(np.isfinite(affine)) and abs(np.linalg.det(affine[:3, :3])) > 1e-9
+    found = nib.orientations.io_orientation(affine) if usable else np.full((3, 2), np.nan)
+    if np.isnan(found).any():  # nibabel marks an axis that has no direction of its own
         raise BadInput("the affine is singular, so left and right can't be told; repair the header's sform or qform")
-    found = nib.orientations.io_orientation(affine)
     change = nib.orientations.ornt_transform(found, nib.orientations.axcodes2ornt("LPS"))
     new_affine = affine @ nib.orientations.inv_ornt_aff(change, array.shape[:3])
     turned = nib.orientations.apply_orientation(array, change).transpose(2, 1, 0)

@@ -83,12 +83,7 @@ def check_hu(values: np.ndarray, name: str = "the volume") -> None:
 
     Source: the errors that users of CT-CLIP (issues 28 and 50), Med3DVLM (4) and VISTA (65) met.
     """
-    bad = int(values.size - np.count_nonzero(np.isfinite(values)))
-    if bad:
-        raise BadInput(
-            f"{name} holds {bad} voxels that are NaN or infinite; replace them (numpy.nan_to_num with nan=-1000)"
-            " and save it again"
-        )
+    check_finite(values, name)
     low, high = float(values.min()), float(values.max())
     trust = "; load the original CT, or switch the check off (check=False, --no-hu-check) if you know the units"
     if low == high:
@@ -107,9 +102,19 @@ def check_hu(values: np.ndarray, name: str = "the volume") -> None:
     tissue, below = np.mean((sample > -150) & (sample < 250)), np.mean(sample < -1500)
     if tissue < 0.01 and below > 0.05:
         raise BadInput(
-            f"{name} has {below:.0%} of its voxels below -1500 and almost none between -150 and 250 HU: its"
-            " rescale slope and intercept"
-            f" were applied twice; load the file as it is, without the values of a metadata table{trust}"
+            f"{name} has {below:.0%} of its voxels below -1500 and almost none between -150 and 250 HU: its rescale"
+            " slope and intercept were applied twice; load the file as it is, without the values of a metadata table,"
+            " or switch the check off (check=False, --no-hu-check) if you know the units"
+        )
+
+
+def check_finite(values: np.ndarray, name: str = "the volume") -> None:
+    """Raise BadInput if a value is NaN or infinite."""
+    bad = int(values.size - np.count_nonzero(np.isfinite(values)))
+    if bad:
+        raise BadInput(
+            f"{name} holds {bad} voxels that are NaN or infinite; replace them (numpy.nan_to_num with nan=-1000)"
+            " and save it again"
         )
 
 

@@ -1,5 +1,6 @@
 """Read a CT from NIfTI or from a DICOM series into LPS axes and Hounsfield units."""
 
+import gzip
 import zlib
 from pathlib import Path
 
@@ -12,6 +13,10 @@ from ctvlm_lib.volume.core import Volume
 from ctvlm_lib.volume.hu import check_hu
 
 NIFTI = (".nii", ".nii.gz")
+BROKEN = (  # what nibabel raises on a damaged file, depending on where the damage is
+    nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, nib.wrapstruct.WrapStructError,
+    OSError, EOFError, zlib.error, ValueError, OverflowError, MemoryError,
+)  # fmt: skip
 
 
 def load(path: str | Path, *, series: str | None = None, check: bool = True) -> Volume:
@@ -67,18 +72,15 @@ def read_nifti(path: Path, dtype) -> tuple[np.ndarray, np.ndarray, str, tuple[st
             f"{path.name} is neither a .nii/.nii.gz file nor a DICOM folder;"
             " convert it, or give the folder of the series"
         )
-    try:
-        image = nib.load(path)
-    except (nib.filebasedimages.ImageFileError, OSError, EOFError, zlib.error) as error:
-        raise BadInput(
-            f"{path.name} is not a readable NIfTI file: {_reason(error)}; fetch or convert it again"
-        ) from error
+    image = _opened(path)
     if image.get_data_dtype().fields:
         raise BadInput(
             f"{path.name} is an RGB NIfTI (a rendered picture), and one value in HU per voxel is expected;"
             " give the original CT"
         )
     shape = image.shape
+    if min(shape, default=0) < 1:
+        raise BadInput(f"{path.name} has shape {grid.size_text(shape)}: there are no voxels in it; fetch it again")
     if len(shape) < 3 or any(n != 1 for n in shape[3:]):
         what = f"{np.prod(shape[3:], dtype=int)} frames" if len(shape) > 3 else "a single picture"
         raise BadInput(
@@ -87,10 +89,25 @@ def read_nifti(path: Path, dtype) -> tuple[np.ndarray, np.ndarray, str, tuple[st
         )
     try:
         array = np.asanyarray(image.dataobj) if dtype is None else image.get_fdata(dtype=dtype, caching="unchanged")
-    except (OSError, EOFError, zlib.error, ValueError) as error:
+    except BROKEN as error:
         raise BadInput(f"{path.name} is cut short or damaged: {_reason(error)}; fetch or copy it again") from error
     array, affine, orientation = _oriented(array.reshape(shape[:3]), image, path.name)
     return array, affine, orientation, tuple(_header_notes(image))
+
+
+def _opened(path: Path):
+    """The image, its packed bytes read to their end: only there gzip's checksum tells a damaged file."""
+    try:
+        with nib.imageglobals.LoggingOutputSuppressor():  # nibabel prints what it repairs in a header
+            image = nib.load(path)
+            if path.name.endswith(".gz"):
+                with gzip.open(path) as file:
+                    image = type(image).from_bytes(file.read())
+    except BROKEN as error:
+        raise BadInput(
+            f"{path.name} is not a readable NIfTI file: {_reason(error)}; fetch or convert it again"
+        ) from error
+    return image
 
 
 def _oriented(array: np.ndarray, image, name: str):
@@ -112,7 +129,11 @@ def _header_notes(image):
     if (slope, intercept) != (1, 0):
         yield f"header slope {slope:g} and intercept {intercept:g} applied once"
     sform, sform_code = image.get_sform(coded=True)
-    qform, qform_code = image.get_qform(coded=True)
+    try:
+        qform, qform_code = image.get_qform(coded=True)
+    except ValueError:  # rounded or damaged; with no sform either, the file wouldn't have opened
+        yield "the qform is no rotation; the sform is used"
+        return
     if sform_code == 0 and qform_code == 0:
         yield "the header has neither sform nor qform: left and right are an assumption, check them against the anatomy"
     elif sform is not None and qform is not None and np.abs(sform - qform).max() > 0.1:

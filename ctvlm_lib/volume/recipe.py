@@ -1,7 +1,7 @@
 """How each paper's system wants its input: one named function a recipe, all from the same :class:`Volume`."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -52,12 +52,12 @@ def med3dvlm(volume: Volume) -> np.ndarray:
 
 def ct_clip(volume: Volume) -> np.ndarray:
     """CT-CLIP: clip to ±1000 HU, 1.5×0.75×0.75 mm, divide by 1000, centre-crop or pad with −1 to 240×480×480."""
-    return _fixed_field(volume, (1.5, 0.75, 0.75), (240, 480, 480), to=(-1.0, 1.0))
+    return _fixed_field(_clipped(volume), (1.5, 0.75, 0.75), (240, 480, 480), to=(-1.0, 1.0))
 
 
 def medvista3d(volume: Volume) -> np.ndarray:
     """MedVista3D: 3×1×1 mm, CT-CLIP's intensities, centre-crop or pad to 96×320×320: 288×320×320 mm."""
-    return _fixed_field(volume, (3.0, 1.0, 1.0), (96, 320, 320), to=(-1.0, 1.0))
+    return _fixed_field(_clipped(volume), (3.0, 1.0, 1.0), (96, 320, 320), to=(-1.0, 1.0))
 
 
 def uvlm(volume: Volume) -> np.ndarray:
@@ -75,6 +75,11 @@ def vista3d(volume: Volume) -> np.ndarray:
     """VISTA-3D: 1.5 mm isotropic, [−963.8, 1053.7] HU to [0, 1], RAS axes (x, y, z); any size."""
     hu = volume.resample((1.5, 1.5, 1.5)).hu
     return _to_ras(scale_range(hu, -963.8247715525971, 1053.678477684517)[None, None])
+
+
+def _clipped(volume: Volume) -> Volume:
+    """±1000 HU before resampling, as CT-CLIP's inference does: padding of −3024 HU would darken its neighbours else."""
+    return replace(volume, hu=volume.hu.clip(-1000, 1000))
 
 
 def _fixed_field(volume: Volume, spacing_mm, shape, to) -> np.ndarray:
