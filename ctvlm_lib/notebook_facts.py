@@ -10,6 +10,7 @@ from pathlib import Path
 from ctvlm_lib.errors import BadInput, atomic_path
 
 TAKES = re.compile(r"^\*\*Takes:\*\* CPU (\d+) s, (\d+\.\d) GB.*$", re.MULTILINE)
+CLAIM = re.compile(r"# .+\n\s*((?:.+\n?)+)")  # the paragraph below the title
 TABLE = re.compile(r"(<!-- notebooks: .*? -->\n).*?(<!-- /notebooks -->)", re.DOTALL)
 
 
@@ -39,15 +40,12 @@ def readme_table(notebooks_dir: Path) -> str:
     for path in sorted(notebooks_dir.glob("[0-9][0-9]_*.ipynb")):
         content = json.loads(path.read_text(encoding="utf-8"))
         prose = ["".join(c["source"]) for c in content["cells"] if c["cell_type"] == "markdown"][:3]
-        claim = re.search(r"\*\*(.+?)\*\*", prose[0], re.DOTALL)
+        claim = CLAIM.match(prose[0])
         takes = TAKES.search("\n".join(prose))
         if not claim or not takes:
-            raise BadInput(
-                f"{path.name} has no claim in bold in its first cell, or no 'Takes: CPU … s, … GB' line; add them"
-            )
-        rows.append(
-            f"| [{path.stem}](notebooks/{path.name}) | {' '.join(claim[1].split())} | {takes[1]} s, {takes[2]} GB |"
-        )
+            raise BadInput(f"{path.name} has no claim below its title, or no 'Takes: CPU … s, … GB' line; add them")
+        gets = " ".join(claim[1].replace("*", "").split())
+        rows.append(f"| [{path.stem}](notebooks/{path.name}) | {gets} | {takes[1]} s, {takes[2]} GB |")
     return "\n".join(rows) + "\n"
 
 

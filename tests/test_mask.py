@@ -280,3 +280,15 @@ def test_synthetic_ct_and_labels_lie_on_one_grid():
     labels = masks.load(SYNTHETIC / "labels.nii.gz", like=ct, names="vista3d")
     assert labels.notes == ()
     assert np.median(ct.hu[labels.binary("lung")]) < -500 < 0 < np.median(ct.hu[labels.binary("liver")])
+
+
+def test_a_group_is_found_from_its_halves_as_well_as_from_its_smallest_parts():
+    labels = np.zeros((4, 6, 6), np.uint16)
+    labels[:, :, :2], labels[:, :, 4:] = 1, 2
+    halves = masks.LabelMap(labels, np.eye(4), {1: "right lung", 2: "left lung"})
+    assert np.array_equal(halves.binary("lung"), labels > 0)
+
+
+def test_a_label_that_no_vocabulary_knows_is_found_by_its_own_name():
+    labels = np.ones((3, 4, 5), np.uint16)
+    assert masks.LabelMap(labels, np.eye(4), {1: "VOI A"}).binary("VOI A").all()
