@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import io
 import os
 import sys
 
@@ -39,6 +40,9 @@ def parser_for(argv: list[str]) -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run a subcommand and return the exit code: 2 for what the user can correct, 1 for a failure, 130 for Ctrl-C."""
     argv = sys.argv[1:] if argv is None else argv
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # Windows' code pages lack − and others: a ? rather than a traceback
+            stream.reconfigure(errors="replace")
     try:
         args = parser_for(argv).parse_args(argv)
         code = importlib.import_module(COMMANDS[args.command][0]).command(args)
@@ -54,6 +58,11 @@ def main(argv: list[str] | None = None) -> int:
         # whoever read our output has closed it (`ctvlm … | head`); Python would complain again when it flushes
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"ctvlm: {error.filename}: {error.strerror}; give another path", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

@@ -110,7 +110,8 @@ def _run_pip(package: dict, requirements: Path, work: Path, say: Progress) -> st
     form = "--no-binary" if package["kind"] == "sdist" else "--only-binary"
     command = [sys.executable, "-m", "pip", "download", "--no-deps", form, project, "--require-hashes"]
     command += ["--progress-bar", "off", "--no-input", "-d", str(work / "came"), "-r", str(requirements)]
-    command += shlex.split(os.environ.get("CTVLM_PIP_ARGS", ""))
+    # elsewhere a backslash is part of a path
+    command += shlex.split(os.environ.get("CTVLM_PIP_ARGS", ""), posix=os.name == "posix")
     temporary = work / "tmp"  # pip writes here first: its growth is the progress, and a kill leaves nothing elsewhere
     temporary.mkdir()
     log = work / "pip.log"

@@ -3,6 +3,7 @@
 import os
 import platform
 import re
+import secrets
 import shutil
 import tomllib
 from collections.abc import Iterator
@@ -138,9 +139,10 @@ def _assets() -> Iterator[Finding]:
 def _output_folder(out_dir: str | Path) -> Finding:
     folder = run_folder("quick", out_dir).parent
     try:
-        with atomic_path(folder / "doctor") as partial:
+        probe = folder / f".ctvlm-{secrets.token_hex(4)}"  # a name of its own: nothing of the user's is replaced
+        with atomic_path(probe) as partial:
             partial.mkdir()
-        (folder / "doctor").rmdir()
+        probe.rmdir()
     except BadInput as error:
         return False, f"{error} (with CTVLM_OUT or --out)"
     return True, f"results go to {folder}, which can be written to"

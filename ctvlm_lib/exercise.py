@@ -34,6 +34,8 @@ def _compare(given, expected, tolerance: float) -> tuple[bool, str]:
         return False, f"expected {_short(expected)}, got {type(given).__name__}"
     if want.ndim == 0:
         return wrong == 0, f"expected {_short(expected)}, got {_short(given)}"
+    if want.size <= 8:
+        return wrong == 0, f"expected {want.tolist()}, got {got.tolist()}"
     return wrong == 0, f"{wrong} of {want.size} values differ"
 
 

@@ -170,11 +170,12 @@ def make_prompt(
         ``[(bool (D, H, W), colour, label), …]`` and a sentence with the share of axial slices it is on.
     """
     from ctvlm_lib import prompt
+    from ctvlm_lib.mask import largest_component
 
     name = structure.replace("_", " ")
     if style == "none":
         return [], f"No prompt: the CT as it is. Chosen structure: {name}."
-    mask = labels.binary(structure)
+    mask = largest_component(labels.binary(structure))  # as ctvlm render: box and contour mean the same part
     if style == "contour":
         outlines = [(prompt.contour(mask, thickness, side), "blue", f"contour: {name}")]
         edge = "both sides of the edge" if side == "both" else "from the edge's inner side"
@@ -185,7 +186,8 @@ def make_prompt(
     reason = ""
     if style == "dual":
         other = distractor.name.replace("_", " ")
-        outlines.append((prompt.box_outline(distractor.mask, thickness), "red", f"distractor: {other}"))
+        line = prompt.box_outline(largest_component(distractor.mask), thickness)
+        outlines.append((line, "red", f"distractor: {other}"))
         words += f"; dashed red box around the {other}"
         reason = f" Distractor: {distractor.reason.replace('_', ' ')}."
     met = int(sum(outline.any(axis=(1, 2)) for outline, *_ in outlines).astype(bool).sum())

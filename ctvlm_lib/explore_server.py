@@ -9,10 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import ctvlm_lib
 from ctvlm_lib.errors import BadInput, atomic_path
-
-PROJECT = Path(ctvlm_lib.__file__).resolve().parents[1]
+from ctvlm_lib.run import PROJECT, run_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,9 +27,7 @@ def command(arguments: argparse.Namespace) -> int:
 
     _check_port(arguments.port)
     assets.fetch(sorted({file.split("/")[0] for pair in CASES.values() for file in pair}))
-    notebook = write_notebook(
-        Path(arguments.out or os.environ.get("CTVLM_OUT") or PROJECT / "out").expanduser().resolve() / "app"
-    )
+    notebook = write_notebook(run_folder("app", arguments.out or ""))
     options = [
         "--Voila.ip=127.0.0.1",
         f"--port={arguments.port}",
@@ -75,7 +71,8 @@ def _headers(port: int) -> str:
 
 def _check_port(port: int) -> None:
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if os.name == "posix":  # on Windows it would let us bind a port that is taken
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
         except (OSError, OverflowError):

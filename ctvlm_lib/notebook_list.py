@@ -90,9 +90,10 @@ def select(notebooks: list[Notebook], only: str | list[str] | None) -> list[Note
     if only is None:
         return notebooks
     asked = only.split(",") if isinstance(only, str) else [str(item) for item in only]
-    numbers = {item.strip()[:2] for item in asked if item.strip()}
+    wanted = {item.strip().removesuffix(".ipynb") for item in asked if item.strip()}
     known = {notebook.number for notebook in notebooks}
-    if not numbers or numbers - known:
-        wrong = ", ".join(sorted(numbers - known)) or "an empty list"
-        raise BadInput(f"no notebook with the number {wrong}; there are {', '.join(sorted(known))}")
-    return [notebook for notebook in notebooks if notebook.number in numbers]
+    unknown = wanted - known - {notebook.name for notebook in notebooks}
+    if not wanted or unknown:
+        wrong = ", ".join(sorted(unknown)) or "an empty list"
+        raise BadInput(f"no notebook with the number {wrong}; there are {', '.join(sorted(known))}, as in --only 10,30")
+    return [notebook for notebook in notebooks if wanted & {notebook.number, notebook.name}]

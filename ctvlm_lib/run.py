@@ -45,8 +45,7 @@ def start(notebook: str, profile: str = "quick", seed: int = 0, out_dir: str = "
     check_profile(profile)
     if not re.fullmatch(r"\d\d(_\w+)?", notebook):
         raise BadInput(f"notebook is {notebook!r}; expected its number and name, for example '30_visual_prompts'")
-    if not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise BadInput(f"seed is {seed!r}; expected a whole number from 0 to {2**32 - 1}")
+    check_seed(seed)
     random.seed(seed)
     np.random.seed(seed)
     device, why = find_device()
@@ -64,6 +63,12 @@ def check_profile(profile: str) -> None:
     """Raise BadInput unless ``profile`` is one of PROFILES."""
     if profile not in PROFILES:
         raise BadInput(f"unknown profile {profile!r}; choose one of {', '.join(PROFILES)}")
+
+
+def check_seed(seed: int) -> None:
+    """Raise BadInput unless ``seed`` is one that numpy takes."""
+    if not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise BadInput(f"seed is {seed!r}; expected a whole number from 0 to {2**32 - 1}")
 
 
 def run_folder(profile: str, out_dir: str | Path = "") -> Path:

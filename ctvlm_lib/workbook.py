@@ -14,7 +14,7 @@ from ctvlm_lib.notebook_list import Notebook, find_notebooks, select
 from ctvlm_lib.notebook_process import run_notebook
 from ctvlm_lib.notebook_progress import Progress, duration
 from ctvlm_lib.notebook_store import store
-from ctvlm_lib.run import PROJECT, check_profile, environment_record, run_folder, write_json
+from ctvlm_lib.run import PROJECT, check_profile, check_seed, environment_record, run_folder, write_json
 
 __all__ = ["Notebook", "add_arguments", "command", "find_notebooks", "run", "store"]
 
@@ -52,9 +52,10 @@ def run(
         0 if every chosen notebook is done, 1 if one failed or was skipped.
 
     Raises:
-        BadInput: unknown profile or number, no notebooks, or another run is using the folder.
+        BadInput: unknown profile, seed or number, no notebooks, or another run is using the folder.
     """
     check_profile(profile)
+    check_seed(seed)
     notebooks = find_notebooks(Path(notebooks_dir) if notebooks_dir else PROJECT / "notebooks")
     chosen = select(notebooks, only)
     folder = run_folder(profile, out_dir or "")
@@ -80,6 +81,8 @@ def _fetch_data(chosen: list[Notebook]) -> None:
     try:
         assets.fetch(sorted(wanted), progress=lambda line: print(line, flush=True))
     except BadInput as problem:
+        if isinstance(problem.__cause__, KeyboardInterrupt):  # whoever stops the download means the run
+            raise KeyboardInterrupt from problem
         print(f"note: {problem}", flush=True)  # the notebooks that need it say so themselves; the rest goes on
 
 

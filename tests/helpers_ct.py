@@ -1,5 +1,7 @@
 """Small CTs, masks, NIfTI files and DICOM series for the tests, all made on the spot."""
 
+import contextlib
+import locale
 from itertools import permutations, product
 from pathlib import Path
 
@@ -107,8 +109,19 @@ def write_dicom(
         writer = sitk.ImageFileWriter()
         writer.KeepOriginalImageUIDOn()
         writer.SetFileName(str(folder / (names[k] if names else f"{k:03d}.dcm")))
-        writer.Execute(image)
+        with own_locale():
+            writer.Execute(image)
     return folder
+
+
+@contextlib.contextmanager
+def own_locale():
+    """GDCM's writer leaves the whole process in the locale "C", where text files are read as ASCII: undo that."""
+    before = locale.setlocale(locale.LC_ALL)
+    try:
+        yield
+    finally:
+        locale.setlocale(locale.LC_ALL, before)
 
 
 def command_line(*words) -> int:

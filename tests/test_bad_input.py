@@ -254,6 +254,9 @@ def test_single_case_without_mask_or_region(good, capsys):
         (("--thickness", "4"), "thickness must be an odd number of pixels (1, 3, 5 …), got 4"),
         (("--thickness", "0"), "thickness must be an odd number"),
         (("--window", "chest"), "no window is called 'chest'"),
+        (("--thickness", "99999"), "would hide the slice; choose at most 99"),
+        (("--window", "nan/400"), "must be finite"), (("--window", "40/inf"), "must be finite"),
+        (("--style", "dual", "--distractor", "random", "--seed", "-1"), "seed must be a whole number from 0 on"),
         (("--window", "40/0"), "width must be positive"), (("--window", "40/wide"), "neither a preset's name nor"),
         (("--style", "dual"), "no structure beside 'liver'"),
         (("--style", "dual", "--distractor", "liver"), "'liver' shares 192 voxels with 'liver'"),
@@ -300,7 +303,7 @@ def test_output_below_a_file(good, capsys, name):
     blocker.write_text("a file where a folder is expected")
     good["out"] = good["folder"] / name
     assert "can't make the folder" in _refused(capsys, good)
-    assert blocker.read_text().startswith("a file")
+    assert blocker.read_text(encoding="utf-8").startswith("a file")
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a file system that nobody can write to")
@@ -345,3 +348,13 @@ def test_the_same_holds_in_a_process_of_its_own(good):
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("ctvlm: ct.nii.gz is") and done.stderr.count("\n") == 1
     assert not good["out"].exists()
+
+
+def test_an_output_name_that_is_too_long(good, capsys):
+    good["out"] = good["out"].parent / ("a" * 300 + ".nii.gz")
+    assert "File name too long" in _refused(capsys, good)
+
+
+def test_another_regions_name_and_an_empty_mask(good, capsys):
+    save_nifti(good["mask"], np.zeros_like(nib.load(good["mask"]).get_fdata(), dtype=np.uint8).T, lps_affine())
+    assert "no structure 'spleen' in these masks; no other has any either" in _refused(capsys, good, "--roi", "spleen")

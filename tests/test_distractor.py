@@ -5,6 +5,7 @@ import pytest
 from helpers_ct import block, labels_of, lps_affine
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from scipy import ndimage
 
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.mask import LabelMap
@@ -35,7 +36,7 @@ def test_nearest_is_the_structure_with_the_smallest_gap(labels):
     chosen = distractor.choose(labels, "liver")
     assert chosen.name == "gallbladder" and chosen.rule == "nearest"
     assert chosen.distance_mm == pytest.approx(3 * 0.9)
-    assert chosen.reason == "gallbladder: nearest of 3 structures to liver, 2.7 mm away"
+    assert chosen.reason == "gallbladder: nearest of 3 structures to liver, 2.7 mm away, on 50% of its slices"
     np.testing.assert_array_equal(chosen.mask, NEAR)
 
 
@@ -43,7 +44,8 @@ def test_similar_is_closest_in_hu_and_size(labels, ct):
     """Spleen: same size, +20 HU → 0.2. Stomach: same HU, a quarter of the size → ln 4 = 1.4."""
     chosen = distractor.choose(labels, "liver", "similar", volume=ct)
     assert chosen.name == "spleen"
-    assert chosen.reason == "spleen: most like liver of 3 structures: mean +20 HU, 1.00 times its volume, 8.1 mm away"
+    numbers = "its mean 20 HU higher, 1.00 times its volume, 8.1 mm away, on 100% of its slices"
+    assert chosen.reason == f"spleen: most like liver of 3 structures: {numbers}"
     with pytest.raises(BadInput, match="the CT is needed"):
         distractor.choose(labels, "liver", "similar")
     with pytest.raises(BadInput, match="put them on its grid"):
@@ -59,7 +61,8 @@ def test_random_follows_its_seed_and_reaches_every_candidate(labels):
 
 def test_a_named_one_is_taken_and_says_so(labels):
     chosen = distractor.choose(labels, "liver", "spleen")
-    assert chosen.rule == "named" and chosen.reason == "spleen: named by the user for liver, 8.1 mm away"
+    assert chosen.rule == "named"
+    assert chosen.reason == "spleen: named by the user for liver, 8.1 mm away, on 100% of its slices"
 
 
 def test_a_named_one_that_overlaps_is_refused(labels):
@@ -127,3 +130,27 @@ def test_distractor_never_overlaps_the_region(seed, how, overlapping):
         free = [n for n in others if not (labels.binary(n) & labels.binary(roi)).any()]
         for name in free:
             assert distractor.choose(labels, roi, name).distance_mm >= chosen.distance_mm - 1e-9
+
+
+def test_a_distractor_can_be_asked_to_lie_on_the_regions_slices():
+    array = np.zeros((10, 8, 8), np.uint16)
+    array[2:6, 1:3, 1:3] = 1  # the region: slices 2–5
+    array[6:10, 1:3, 1:3] = 2  # touches it from above, on none of its slices
+    array[4:8, 6:8, 6:8] = 3  # further away, on half of them
+    labels = LabelMap(array, np.eye(4), {1: "liver", 2: "heart", 3: "spleen"})
+    nearest, seen = distractor.choose(labels, "liver"), distractor.choose(labels, "liver", minimum_shared=0.5)
+    assert (nearest.name, nearest.shared_slices) == ("heart", 0.0)
+    assert (seen.name, seen.shared_slices) == ("spleen", 0.5)
+    with pytest.raises(BadInput, match="on 80% of its slices"):
+        distractor.choose(labels, "liver", minimum_shared=0.8)
+
+
+def test_the_gap_equals_the_distance_maps():
+    rng = np.random.default_rng(3)
+    region = ndimage.binary_opening(rng.random((14, 20, 22)) > 0.35)
+    others = {name: (rng.random(region.shape) > 0.97) & ~region for name in ("spleen", "aorta")}
+    array = region + 2 * others["spleen"] + 3 * (others["aorta"] & ~others["spleen"])
+    labels = LabelMap(array.astype(np.uint16), lps_affine(), {1: "liver", 2: "spleen", 3: "aorta"})
+    map_mm = ndimage.distance_transform_edt(~region, sampling=labels.spacing_mm)
+    expected = {name: map_mm[labels.binary(name)].min() for name in others}
+    assert distractor._gaps_mm(labels, region, list(others)) == pytest.approx(expected)

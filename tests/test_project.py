@@ -57,14 +57,14 @@ def text_of(file: Path) -> str | None:
 
 def requirements(with_extras: bool = True) -> list[Requirement]:
     """What pyproject.toml asks for, with or without the extra that the tests need."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = [line for group in project["optional-dependencies"].values() for line in group]
     return [Requirement(line) for line in project["dependencies"] + extras * with_extras]
 
 
 def pins() -> dict[str, Requirement]:
     """constraints.txt as ``{canonical name: requirement}``; a name that stands twice is an error."""
-    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     parsed = [Requirement(line) for line in lines if line and not line.startswith("#")]
     by_name = {canonicalize_name(pin.name): pin for pin in parsed}
     assert len(by_name) == len(parsed), "a distribution is pinned twice"
@@ -96,13 +96,13 @@ def test_each_dependency_has_a_pin_inside_its_range():
 
 
 def test_environment_yml_installs_the_same_things_from_the_same_constraints():
-    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
     plain = [entry for entry in environment["dependencies"] if isinstance(entry, str)]
     (with_pip,) = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
     assert with_pip == ["-c constraints.txt", "-e .[test]"]
     assert {re.split("[=<>]", entry)[0] for entry in plain} == {"python", "pip"}, "versions belong in constraints.txt"
     (python,) = [entry.partition("=")[2] for entry in plain if entry.startswith("python")]
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert f"{python}.0" in Requirement(f"python{project['requires-python']}").specifier
 
 
@@ -149,7 +149,7 @@ def test_library_and_tests_import_only_what_pyproject_names():
 
 def imported_modules(file: Path) -> set[str]:
     """Top-level names of all absolute imports in a file, those inside functions included."""
-    nodes = list(ast.walk(ast.parse(file.read_text())))
+    nodes = list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
     plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     froms = {node.module for node in nodes if isinstance(node, ast.ImportFrom) and not node.level}
     return {name.partition(".")[0] for name in plain | froms}
@@ -190,14 +190,14 @@ def test_nothing_is_unpickled():
         r"^\s*(import|from) (pickle|joblib|dill|shelve)\b|torch\.load\((?!.*weights_only=True)|allow_pickle=True", re.M
     )
     for file in sorted((ROOT / "ctvlm_lib").rglob("*.py")):
-        found = loads.search(file.read_text())
+        found = loads.search(file.read_text(encoding="utf-8"))
         assert not found, f"{file.relative_to(ROOT)} holds {found.group().strip()!r}: use safetensors, JSON or CSV"
 
 
 def test_licence_is_apache_everywhere():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
-    licence = (ROOT / "LICENSE").read_text()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    licence = (ROOT / "LICENSE").read_text(encoding="utf-8")
     assert project["license"] == citation["license"] == "Apache-2.0"
     assert "Apache License" in licence and "END OF TERMS AND CONDITIONS" in licence
 
@@ -205,11 +205,11 @@ def test_licence_is_apache_everywhere():
 def test_version_is_the_same_in_package_and_citation():
     import ctvlm_lib
 
-    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == ctvlm_lib.__version__
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))["version"] == ctvlm_lib.__version__
 
 
 def test_references_have_unique_keys_and_balanced_braces():
-    text = (ROOT / "references.bib").read_text()
+    text = (ROOT / "references.bib").read_text(encoding="utf-8")
     keys = re.findall(r"^@\w+\{([^,]+),", text, re.M)
     assert len(keys) == len(set(keys)) == len(re.findall(r"^@", text, re.M))
     assert {"med3dvlm", "medvista3d", "uvlm", "contour", "dualbox"} <= set(keys)
@@ -222,7 +222,7 @@ def test_references_have_unique_keys_and_balanced_braces():
 
 
 def test_makefile_has_the_promised_targets_and_each_is_phony():
-    text = (ROOT / "Makefile").read_text()
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
     defined = set(re.findall(r"^([a-z]+):", text, re.M))
     (phony,) = re.findall(r"^\.PHONY:(.*)$", text, re.M)
     assert MAKE_TARGETS <= defined
@@ -255,7 +255,7 @@ def test_make_passes_folder_index_and_arguments_through():
 
 def test_a_second_make_does_not_install_again(tmp_path):
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
-        (tmp_path / name).write_text((ROOT / name).read_text())
+        (tmp_path / name).write_text((ROOT / name).read_text(encoding="utf-8"))
     (tmp_path / ".venv").mkdir()
     (tmp_path / ".venv" / ".installed").touch()
     done = make("-n", "run", cwd=tmp_path)
@@ -272,10 +272,11 @@ def test_clean_keeps_the_cache_and_folders_named_on_the_command_line():
 
 
 def test_ci_and_workflow_run_the_two_commands():
-    script = (ROOT / ".ci" / "run").read_text()
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert script.index("make run OUT=") < script.index("make test OUT=")
     assert (ROOT / ".ci" / "run").stat().st_mode & 0o100, ".ci/run must be executable"
     assert subprocess.run(["bash", "-n", ".ci/run"], cwd=ROOT).returncode == 0
     (workflow,) = (ROOT / ".github" / "workflows").glob("*.yml")
-    steps = [step.get("run") for job in yaml.safe_load(workflow.read_text())["jobs"].values() for step in job["steps"]]
+    jobs = yaml.safe_load(workflow.read_text(encoding="utf-8"))["jobs"].values()
+    steps = [step.get("run") for job in jobs for step in job["steps"]]
     assert [step for step in steps if step] == ["make run", "make test"]

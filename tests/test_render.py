@@ -146,7 +146,7 @@ def test_command_line_renders_what_the_library_renders(tmp_path, capsys):
 
 
 def test_command_line_takes_a_table_of_names_and_a_group(tmp_path, capsys):
-    names = json.loads((SYNTHETIC / "names.json").read_text())
+    names = json.loads((SYNTHETIC / "names.json").read_text(encoding="utf-8"))
     table = tmp_path / "names.csv"
     table.write_text("id,name\n" + "".join(f"{key},{value}\n" for key, value in names.items()))
     out = tmp_path / "lung.nii.gz"
@@ -201,7 +201,7 @@ def test_force_removes_no_folder_that_holds_other_files(tmp_path, capsys):
     words = ("render", CT, "--mask", LABELS, "--names", "vista3d", "--roi", "liver", "--as", "png", "--force")
     assert command_line(*words, "-o", folder) == 2
     assert "holds other files than slices" in capsys.readouterr().err
-    assert (folder / "thesis.txt").read_text() == "years of work"
+    assert (folder / "thesis.txt").read_text(encoding="utf-8") == "years of work"
 
 
 def test_force_does_not_replace_the_inputs(tmp_path, capsys):

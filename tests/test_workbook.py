@@ -76,7 +76,7 @@ def test_a_failing_cell_gives_exit_code_1_and_a_readable_message(real_run):
 
 def test_what_does_not_need_the_failed_notebook_goes_on(real_run):
     _, folder, done = real_run
-    record = json.loads((folder / "run.json").read_text())["notebooks"]
+    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))["notebooks"]
     statuses = {number: entry["status"] for number, entry in record.items()}
     assert statuses == {"10": "ok", "20": "ok", "30": "failed", "40": "skipped", "50": "failed"}
     assert "[4/5] 40_after … skipped (needs 30, which failed)" in done.stdout
@@ -91,7 +91,7 @@ def test_a_dead_kernel_is_reported_with_its_cell(real_run):
 
 def test_parameters_arrive_with_their_types_and_upstream_tables_are_there(real_run):
     _, folder, _ = real_run
-    assert (folder / "tables" / "10_result.csv").read_text() == "value\n7\n"
+    assert (folder / "tables" / "10_result.csv").read_text(encoding="utf-8") == "value\n7\n"
     first = nbformat.read(folder / "notebooks" / "10_first.ipynb", as_version=4)
     assert first.cells[-1].outputs[0].text == "int 7 True\n"
     second = nbformat.read(folder / "notebooks" / "20_second.ipynb", as_version=4)
@@ -100,7 +100,7 @@ def test_parameters_arrive_with_their_types_and_upstream_tables_are_there(real_r
 
 def test_run_record_holds_seconds_memory_versions_and_hashes(real_run):
     _, folder, _ = real_run
-    record = json.loads((folder / "run.json").read_text())
+    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     first = record["notebooks"]["10"]
     assert 0.5 < first["seconds"] < 120
     assert 3e7 < first["peak_bytes"] < 2e9  # a bare Python kernel holds some tens of MB
@@ -141,7 +141,7 @@ def test_store_strips_what_belongs_to_the_run(real_run):
     ]
     assert [c.execution_count for c in kept.cells[1:]] == [1, 2, 3, 4]
     assert kept.cells[-1].outputs[0].text == "int 7 True\n"
-    text = (notebooks / "10_first.ipynb").read_text()
+    text = (notebooks / "10_first.ipynb").read_text(encoding="utf-8")
     assert "papermill" not in text and "iopub" not in text and str(folder.parent) not in text
     assert kept.metadata.ctvlm.seconds >= 1
     bytes_before = (notebooks / "10_first.ipynb").read_bytes()
@@ -170,17 +170,17 @@ def test_a_run_killed_with_its_notebook_continues_to_the_same_tables(tmp_path):
     command = [sys.executable, "-m", "ctvlm_lib", "run", "--out", str(out), "--notebooks", str(notebooks)]
     runner = subprocess.Popen(command, cwd=tmp_path, env=_environment(), stdout=subprocess.DEVNULL)
     try:
-        _wait(lambda: started.exists() and started.read_text(), 120)
+        _wait(lambda: started.exists() and started.read_text(encoding="utf-8"), 120)
     finally:
         os.kill(runner.pid, signal.SIGKILL)
         runner.wait()
-    kernel = int(started.read_text())
+    kernel = int(started.read_text(encoding="utf-8"))
     _wait(lambda: not _alive(kernel), 20)  # nothing goes on writing after the runner is gone
     assert not notebook_outputs.load_state(out / "quick", "20")
     slow.unlink()
     assert workbook.run(out_dir=out, notebooks_dir=notebooks) == 0
-    assert counter.read_text() == "10 "  # the finished notebook was not run again
-    contents = {path.name: path.read_text() for path in (out / "quick" / "tables").iterdir()}
+    assert counter.read_text(encoding="utf-8") == "10 "  # the finished notebook was not run again
+    contents = {path.name: path.read_text(encoding="utf-8") for path in (out / "quick" / "tables").iterdir()}
     assert contents == {"10_result.csv": "value\n0\n", "20_result.csv": "value\n0\n", "20_more.csv": "a,b\n1,2\n"}
 
 
@@ -218,7 +218,7 @@ def toys(tmp_path, monkeypatch):
         for path in (job["executed"], job["html"]):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("executed")
-        for cell in json.loads(job["source"].read_text())["cells"]:
+        for cell in json.loads(job["source"].read_text(encoding="utf-8"))["cells"]:
             if cell["cell_type"] == "code" and "parameters" not in cell["metadata"].get("tags", []):
                 exec("".join(cell["source"]), namespace)
         return {"failure": None, "seconds": 1.0, "peak_bytes": 10**8}
@@ -324,7 +324,8 @@ def test_two_runs_on_one_folder_do_not_clash(toys):
     ("options", "message"),
     [
         ({"only": "31"}, "no notebook with the number 31; there are 10, 20, 30"),
-        ({"only": ""}, "an empty list"),
+        ({"only": ""}, "an empty list"), ({"only": "10-30"}, "no notebook with the number 10-30"),
+        ({"only": "300"}, "no notebook with the number 300"), ({"seed": -1}, "seed is -1"),
         ({"profile": "quik"}, "unknown profile 'quik'; choose one of quick, full, paper"),
     ],
 )
@@ -351,3 +352,20 @@ def test_progress_speaks_of_the_time_left(toys, capsys):
     assert "profile quick, seed 0, 3 notebooks, 1 of them up to date, about 2 min 10 s" in printed  # 90 s + 40 s budget
     assert "[1/3] 10_first … up to date (1 s, 0.1 GB when it ran)  (about 2 min 10 s left)" in printed
     assert "[3/3] 30_third … 1 s, 0.1 GB\n" in printed
+
+
+def test_only_takes_names_as_well_as_numbers(toys):
+    assert toys.run(only="10_first,30") == 0 and toys.ran == ["10", "30"]
+
+
+def test_ctrl_c_while_data_is_fetched_stops_the_run(toys, monkeypatch):
+    from ctvlm_lib import assets
+
+    def interrupted(*_, **__):
+        raise BadInput("interrupted") from KeyboardInterrupt()
+
+    monkeypatch.setattr(assets, "fetch", interrupted)
+    write_notebook(toys.notebooks, "10_first", 'if False:\n    run.uses("chest_cta")', table_of("10"))
+    with pytest.raises(KeyboardInterrupt):
+        toys.run()
+    assert toys.ran == []

@@ -12,6 +12,8 @@ from ctvlm_lib.errors import BadInput
 from ctvlm_lib.volume import Volume, grid, save_nifti
 from ctvlm_lib.volume.read import NIFTI, read_nifti, stem
 
+NOTHING_HERE = "no other has any either: the masks are empty or don't meet the CT; are they of another scan?"
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LabelMap:
@@ -51,7 +53,7 @@ class LabelMap:
     @property
     def present(self) -> list[str]:
         """Names of the structures that have at least one voxel."""
-        found = set(np.flatnonzero(np.bincount(self.labels.reshape(-1), minlength=1)).tolist())
+        found = set(np.flatnonzero(label_counts(self.labels)).tolist())
         return [name for key, name in self.names.items() if key in found or name in self.overlapping]
 
     def binary(self, name: str) -> np.ndarray:
@@ -70,15 +72,16 @@ class LabelMap:
         wanted = [canonical] if canonical in self.names.values() else self._parts(canonical)
         if not wanted:
             near = get_close_matches(name, list(self.names.values()), 3, 0.5)
-            hint = f"; did you mean {' or '.join(near)}?" if near else f"; there are: {_some(sorted(self.present), 12)}"
-            raise BadInput(f"no structure {name!r} in these masks{hint}")
+            there = f"there are: {_some(sorted(self.present), 12)}" if self.present else NOTHING_HERE
+            hint = f"did you mean {' or '.join(near)}?" if near else there
+            raise BadInput(f"no structure {name!r} in these masks; {hint}")
         mask = self._union(wanted)
         if wanted == [canonical] and not mask.any():  # a vocabulary names the group too, but the map holds its parts
             mask = self._union(self._parts(canonical))
         if not mask.any():
             others = f"structures with voxels: {_some(sorted(self.present), 12)}"
             if not self.present:
-                others = "no other has any either: the masks are empty or don't meet the CT; are they of another scan?"
+                others = NOTHING_HERE
             raise BadInput(f"the mask of {name!r} is empty here; {others}")
         return mask
 
@@ -145,7 +148,7 @@ def load(path: str | Path, like: Volume | None = None, names: dict[int, str] | s
 def _load_file(path: Path, names) -> LabelMap:
     array, affine, orientation, notes = read_nifti(path, None)
     labels = _whole(array, path.name)
-    ids = [int(i) for i in np.flatnonzero(np.bincount(labels.reshape(-1))) if i]
+    ids = [int(i) for i in np.flatnonzero(label_counts(labels)) if i]
     table = {int(k): _canonical(v) for k, v in _name_table(path, names, ids).items()}
     unnamed = [i for i in ids if i not in table]
     if unnamed:
@@ -189,13 +192,21 @@ def _load_folder(folder: Path, like: Volume | None) -> LabelMap:
 
 def _whole(array: np.ndarray, name: str) -> np.ndarray:
     """The array as uint16 labels, or a sentence why it is none."""
-    whole = np.all(np.isfinite(array)) and np.array_equal(array, np.rint(array))
+    whole = array.dtype.kind in "biu" or (np.all(np.isfinite(array)) and np.array_equal(array, np.rint(array)))
     if not whole or array.min() < 0 or array.max() > 65535:
         raise BadInput(
             f"{name} holds values from {np.nanmin(array):g} to {np.nanmax(array):g}, and whole labels from 0 to 65535"
             " are expected; is it a CT?"
         )
     return np.ascontiguousarray(array, dtype=np.uint16)
+
+
+def label_counts(labels: np.ndarray, minlength: int = 1) -> np.ndarray:
+    """How many voxels each label has, index = label; a slice at a time, as bincount copies its input to 64 bits."""
+    counts = np.zeros(max(int(labels.max(initial=0)) + 1, minlength), dtype=np.int64)
+    for plane in labels:
+        counts += np.bincount(plane.reshape(-1), minlength=counts.size)
+    return counts
 
 
 def _name_table(path: Path, names, ids: list[int]) -> dict[int, str]:

@@ -1,8 +1,11 @@
 """Render many cases: Dask processes, progress with an estimate, resume, failures listed while the rest is finished."""
 
 import csv
+import glob
 import hashlib
 import json
+import re
+import shutil
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -48,13 +51,17 @@ def find_cases(source: Path, roi: str | None, style: Style) -> list[Case]:
         cases = _from_csv(source, roi, style) if source.suffix.lower() == ".csv" else _from_folder(source, roi, style)
     except UnicodeDecodeError:
         raise BadInput(f"{source.name} is not UTF-8 text; save it as CSV in UTF-8") from None
+    except (OSError, csv.Error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise BadInput(f"{source} can't be read as a CSV: {reason}; give a file of cases") from error
     if not cases:
         raise BadInput(
             f"{source} holds no cases; a case is a row of the CSV, or a folder with ct.nii.gz and one of"
             f" {', '.join(MASKS)}"
         )
     outputs = [output_name(case) for case in cases]
-    twice = sorted({o for o in outputs if outputs.count(o) > 1})
+    folded = [output.casefold() for output in outputs]  # macOS and Windows hold A and a for one name
+    twice = sorted({o for o, same in zip(outputs, folded, strict=True) if folded.count(same) > 1})
     if twice:
         raise BadInput(f"{source.name} has several cases for the output {twice[0]}; give each row its own name")
     return cases
@@ -101,8 +108,8 @@ def _from_folder(source: Path, roi: str | None, style: Style) -> list[Case]:
 
 
 def output_name(case: Case) -> str:
-    """What a case's output is called, without suffix."""
-    return "_".join(part.replace(" ", "-").replace("/", "-") for part in (case.name, case.roi, case.style.style))
+    """What a case's output is called, without suffix: what no file system takes in a name becomes ``-``."""
+    return "_".join(re.sub(r'[\s\\/:*?"<>|]', "-", part) for part in (case.name, case.roi, case.style.style))
 
 
 def render_all(
@@ -184,6 +191,8 @@ def _one(case: Case, out: Path, kind: str, names, check: bool, force: bool) -> d
         if target.exists() and kept.get("key") == key and not force:
             return record | {"status": "kept", "out": target.name, "prompt": kept["prompt"]}
         check_output(target, kind, force or "begun" in kept)
+        if "begun" in kept:
+            _sweep(target)
         _write_note(note, {"begun": key})  # a batch killed between picture and note knows the picture as its own
         try:
             made = render(case.ct, case.mask, case.roi, target, kind, case.style, names=names, check=check, force=True)
@@ -196,6 +205,15 @@ def _one(case: Case, out: Path, kind: str, names, check: bool, force: bool) -> d
         return record | {"error": str(error)}
     except Exception as error:  # a broken case must not stop the others; its kind is told
         return record | {"error": f"{type(error).__name__}: {error}"}
+
+
+def _sweep(target: Path) -> None:
+    """Remove what a worker that was killed has half-written of this output."""
+    for stale in target.parent.glob(f".*.partial.{glob.escape(target.name)}"):
+        if stale.is_dir():
+            shutil.rmtree(stale, ignore_errors=True)
+        else:
+            stale.unlink(missing_ok=True)
 
 
 def _record(case: Case, error: str = "") -> dict:

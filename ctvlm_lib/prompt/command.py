@@ -116,7 +116,7 @@ def _names(text: str | None) -> str | dict[int, str] | None:
     if text is None or not text.lower().endswith(".csv"):
         return text
     path = Path(text)
-    if not path.exists():
+    if not path.is_file():
         raise BadInput(f"there is no file {path}")
     try:
         reader = csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines())

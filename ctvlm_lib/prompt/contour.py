@@ -1,9 +1,13 @@
 """The contour prompt: a thin closed line around the region on every axial slice that meets it."""
 
+from numbers import Integral
+
 import numpy as np
 
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.mask import bounding_box, largest_in
+
+MAX_THICKNESS = 99  # pixels: each slice is padded by about as much
 
 
 def contour(mask: np.ndarray, thickness: int = 3, side: str = "inner", largest_component: bool = True) -> np.ndarray:
@@ -103,12 +107,14 @@ def check_mask(mask: np.ndarray) -> None:
 
 
 def check_thickness(thickness: int) -> None:
-    """Raise BadInput unless ``thickness`` is a positive odd number of pixels."""
-    if thickness < 1 or thickness % 2 == 0 or int(thickness) != thickness:
+    """Raise BadInput unless ``thickness`` is an odd number of pixels from 1 to MAX_THICKNESS."""
+    if not isinstance(thickness, Integral) or thickness < 1 or thickness % 2 == 0:
         raise BadInput(
             f"thickness must be an odd number of pixels (1, 3, 5 …), got {thickness};"
             " an even line can't be centred on a pixel"
         )
+    if thickness > MAX_THICKNESS:
+        raise BadInput(f"a line of {thickness} pixels would hide the slice; choose at most {MAX_THICKNESS}")
 
 
 def check_side(side: str) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.mask import LabelMap, bounding_box
+from ctvlm_lib.mask.labels import label_counts
 from ctvlm_lib.volume import Volume
 
 RULES = ("nearest", "similar", "random")
@@ -21,6 +22,7 @@ class Distractor:
         rule: ``nearest``, ``similar``, ``random`` or ``named``.
         reason: one sentence with the numbers that decided.
         distance_mm: smallest distance between voxel centres of the two, mm.
+        shared_slices: share of the region's axial slices that it lies on too, 0…1; on the others no red box is seen.
         box_overlap: intersection over union of the two 3-D bounding boxes, 0…1. The boxes may cross where the
             structures don't.
     """
@@ -30,6 +32,7 @@ class Distractor:
     rule: str
     reason: str
     distance_mm: float
+    shared_slices: float
     box_overlap: float
 
     def __repr__(self) -> str:
@@ -43,6 +46,7 @@ def choose(
     volume: Volume | None = None,
     seed: int = 0,
     minimum_voxels: int = 10,
+    minimum_shared: float = 0.0,
 ) -> Distractor:
     """Choose a distractor for a region among the other structures of the same patient.
 
@@ -54,6 +58,7 @@ def choose(
         volume: the CT on the same grid, read by ``"similar"``.
         seed: of ``"random"``.
         minimum_voxels: smaller structures are no candidates.
+        minimum_shared: structures that lie on a smaller share of the region's slices are no candidates, 0…1.
 
     Returns:
         The distractor, its mask and the reason.
@@ -67,10 +72,15 @@ def choose(
     region = labels.binary(roi)
     if how not in RULES:
         return _named(labels, roi, region, how)
-    candidates = _candidates(labels, region, minimum_voxels)
+    candidates = [
+        name
+        for name in _candidates(labels, region, minimum_voxels)
+        if minimum_shared == 0 or _shared_slices(region, labels.binary(name)) >= minimum_shared
+    ]
     if not candidates:
+        on = f", on {minimum_shared:.0%} of its slices" if minimum_shared else ""
         raise BadInput(
-            f"no structure beside {roi!r} has {minimum_voxels} voxels and shares none with it, so there is no"
+            f"no structure beside {roi!r} has {minimum_voxels} voxels and shares none with it{on}, so there is no"
             " distractor; give other masks"
         )
     gaps = _gaps_mm(labels, region, candidates)
@@ -99,7 +109,7 @@ def _named(labels: LabelMap, roi: str, region: np.ndarray, name: str) -> Distrac
 
 def _candidates(labels: LabelMap, region: np.ndarray, minimum_voxels: int) -> list[str]:
     """Structures large enough that share no voxel with the region, in alphabetical order."""
-    size = np.bincount(labels.labels.reshape(-1), minlength=max(labels.names, default=0) + 1)
+    size = label_counts(labels.labels, max(labels.names, default=0) + 1)
     within = np.bincount(labels.labels[region], minlength=size.size)
     names = []
     for key, name in sorted(labels.names.items(), key=lambda item: item[1]):
@@ -112,10 +122,24 @@ def _candidates(labels: LabelMap, region: np.ndarray, minimum_voxels: int) -> li
 
 def _gaps_mm(labels: LabelMap, region: np.ndarray, names: list[str]) -> dict[str, float]:
     """Smallest distance from each structure's voxels to the region's, mm."""
+    from scipy.spatial import cKDTree
+
+    tree = cKDTree(_surface_mm(region, labels.spacing_mm))
+    return {name: float(tree.query(_surface_mm(labels.binary(name), labels.spacing_mm))[0].min()) for name in names}
+
+
+def _surface_mm(mask: np.ndarray, spacing_mm: tuple[float, float, float]) -> np.ndarray:
+    """Positions ``(n, 3)``, mm along the array's axes, of the voxels with a face to the outside.
+
+    The nearest voxels of two disjoint structures are among them: from any other one, a step towards the other
+    structure stays inside. A distance map of a whole CT with 512×512×600 voxels would take 8 GB instead.
+    """
     from scipy import ndimage
 
-    distance = ndimage.distance_transform_edt(~region, sampling=labels.spacing_mm)
-    return {name: float(distance[labels.binary(name)].min()) for name in names}
+    box = bounding_box(mask)
+    inside = mask[box]
+    surface = inside & ~ndimage.binary_erosion(inside)  # beyond the box is outside
+    return (np.argwhere(surface) + [s.start for s in box]) * np.asarray(spacing_mm)
 
 
 def _most_alike(
@@ -136,12 +160,21 @@ def _most_alike(
         found[name] = (np.hypot(hu / 100, np.log(ratio)), hu, ratio)
     name = min(candidates, key=lambda n: (found[n][0], n))
     _, hu, ratio = found[name]
-    return name, f"most like {roi} of {len(candidates)} structures: mean {hu:+.0f} HU, {ratio:.2f} times its volume"
+    difference = f"its mean {abs(hu):.0f} HU {'higher' if hu >= 0 else 'lower'}"
+    return name, f"most like {roi} of {len(candidates)} structures: {difference}, {ratio:.2f} times its volume"
 
 
 def _result(labels: LabelMap, region, name: str, rule: str, reason: str, gap: float) -> Distractor:
     mask = labels.binary(name)
-    return Distractor(name, mask, rule, f"{name}: {reason}, {gap:.1f} mm away", gap, _box_overlap(region, mask))
+    shared = _shared_slices(region, mask)
+    text = f"{name}: {reason}, {gap:.1f} mm away, on {shared:.0%} of its slices"
+    return Distractor(name, mask, rule, text, gap, shared, _box_overlap(region, mask))
+
+
+def _shared_slices(region: np.ndarray, mask: np.ndarray) -> float:
+    """Share of the region's axial slices on which the other structure lies too."""
+    slices, others = (m.any(axis=(1, 2)) for m in (region, mask))
+    return float(np.count_nonzero(slices & others) / np.count_nonzero(slices))
 
 
 def _box_overlap(a: np.ndarray, b: np.ndarray) -> float:

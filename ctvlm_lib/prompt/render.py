@@ -50,6 +50,8 @@ class Style:
         check_side(self.side)
         check_box(self.box)
         window_levels(self.window)
+        if self.seed < 0:
+            raise BadInput(f"seed must be a whole number from 0 on, got {self.seed}")
 
 
 @dataclass(frozen=True, eq=False)

@@ -159,9 +159,8 @@ def _columns(n: int, framed: Frame) -> int:
 
 def short(framed: Frame, index: int) -> str:
     """Slice number and position for a small panel: ``"61  z −182 mm"``."""
-    return minus(
-        f"{index}  {position_text(framed, index).split(', ')[1].split()[0]} {framed.positions_mm[index]:.0f} mm"
-    )
+    where = f"{position_text(framed, index).split(', ')[1].split()[0]} {framed.positions_mm[index]:.0f} mm"
+    return minus(where if framed.shape[0] == 1 else f"{index}  {where}")  # a slice cut out has lost its number
 
 
 def _voxel(volume, at, masks) -> tuple[int, int, int]:

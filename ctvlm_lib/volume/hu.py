@@ -19,7 +19,7 @@ def window_levels(window: str | tuple[float, float]) -> tuple[float, float]:
     """Give (level, width) in HU of a preset's name or of a pair given as it is.
 
     Raises:
-        BadInput: no preset of that name, not a pair, or a width that is not positive.
+        BadInput: no preset of that name, not a pair of finite values, or a width that is not positive.
     """
     if isinstance(window, str):
         if window not in WINDOWS:
@@ -33,6 +33,8 @@ def window_levels(window: str | tuple[float, float]) -> tuple[float, float]:
         raise BadInput(f"window {window!r} is neither a preset's name nor (level, width) in HU") from None
     if not width > 0:
         raise BadInput(f"window width must be positive, got {width:g}; lung is usually level -600, width 1500")
+    if not np.isfinite([level, width]).all():
+        raise BadInput(f"window level and width must be finite, got {level:g}/{width:g}; lung is usually -600/1500")
     return level, width
 
 
@@ -48,7 +50,7 @@ def hu_window(hu: np.ndarray, level: float, width: float) -> np.ndarray:
         float32 of the same shape; ``level`` maps to 0.5, values outside the window are clipped.
 
     Raises:
-        BadInput: ``width`` is not positive.
+        BadInput: ``width`` is not positive, or a value is not finite.
 
     Source: DICOM PS3.3 C.11.2.1.3.2 (the linear-exact form of the VOI LUT function).
     """

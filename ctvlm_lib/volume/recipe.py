@@ -45,7 +45,9 @@ def med3dvlm(volume: Volume) -> np.ndarray:
     """
     hu = volume.hu
     low, high = float(hu.min()), float(hu.max())
-    box = tuple(slice(int(i.min()), int(i.max()) + 1) for i in np.nonzero(hu > low))
+    above = hu > low
+    met = [np.flatnonzero(above.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]  # no list of voxels: GBs
+    box = tuple(slice(int(i[0]), int(i[-1]) + 1) for i in met)
     resized = volume.crop(box).resize((128, 256, 256))
     return scale_range(resized.hu, low, high)[None, None]
 
