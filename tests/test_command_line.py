@@ -111,3 +111,25 @@ def test_doctor_finds_an_output_folder_that_cannot_be_used(tmp_path):
     (tmp_path / "file").touch()
     usable, text = doctor._output_folder(tmp_path / "file")
     assert not usable and "choose another output path" in text
+
+
+def test_doctor_leaves_a_folder_of_the_same_name_alone(tmp_path):
+    (tmp_path / "doctor").mkdir()
+    (tmp_path / "doctor" / "kept.txt").write_text("mine")
+    assert doctor._output_folder(tmp_path)[0]
+    assert [path.name for path in tmp_path.rglob("*")] == ["doctor", "kept.txt"]
+
+
+def test_a_console_that_lacks_a_character_gets_a_question_mark(monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    done = ctvlm("assets")
+    assert done.returncode == 0 and "?" in done.stdout and not done.stderr
+
+
+def test_a_path_that_the_system_refuses_is_one_line(monkeypatch, capsys):
+    def refuse(args):
+        raise OSError(36, "File name too long", "x" * 300)
+
+    monkeypatch.setattr(doctor, "command", refuse)
+    assert command_line.main(["doctor"]) == 2
+    assert capsys.readouterr().err == f"ctvlm: {'x' * 300}: File name too long; give another path\n"

@@ -160,3 +160,11 @@ def test_a_last_slice_that_is_cut_short_is_told_because_it_leaves_no_gap(tmp_pat
 
 def _cut(file):
     file.write_bytes(file.read_bytes()[:-1500])
+
+
+def test_a_broken_slice_is_named_where_it_leaves_a_gap(tmp_path):
+    folder = write_dicom(tmp_path / "series", small_ct((6, 12, 14)))
+    broken = sorted(folder.iterdir())[2]
+    broken.write_bytes(broken.read_bytes()[:400])
+    with pytest.raises(BadInput, match=f"1 missing.*no readable images.*{broken.name}"):
+        volumes.load(folder)

@@ -10,6 +10,8 @@ import pytest
 from ctvlm_lib import explore
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.mask import LabelMap
+from ctvlm_lib.prompt.distractor import choose
+from ctvlm_lib.prompt.render import Style, draw
 
 
 @pytest.fixture
@@ -138,3 +140,15 @@ def test_a_port_in_use_is_refused_before_anything_is_fetched(monkeypatch):
         port = str(taken.getsockname()[1])
         with pytest.raises(BadInput, match=f"port {port} can't be used"):
             explore.command(parser.parse_args(["--port", port, "--no-browser"]))
+
+
+def test_a_box_is_the_one_that_render_draws():
+    array = np.zeros((6, 20, 20), np.uint16)
+    array[1:5, 2:9, 2:9], array[1:5, 15:18, 15:18] = 1, 1  # two parts: the papers keep the largest
+    array[1:5, 2:5, 14:18] = 2
+    labels = LabelMap(array, np.eye(4), {1: "liver", 2: "spleen"})
+    for style in ("contour", "box", "dual"):
+        other = choose(labels, "liver") if style == "dual" else None
+        shown, _ = explore.make_prompt(labels, "liver", style, 3, "inner", other)
+        for (mask, colour, _), (line, drawn, _) in zip(shown, draw(labels, "liver", Style(style)).lines, strict=True):
+            assert colour == drawn and np.array_equal(mask, line)

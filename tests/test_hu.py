@@ -56,6 +56,7 @@ def test_presets_are_the_house_styles():
     [
         ("lungs", "choose one of soft tissue, lung"), ((40, 0), "positive, got 0"), ((40, -5), "positive, got -5"),
         ((40,), "neither a preset"), (7, "neither a preset"), ((40, float("nan")), "positive"),
+        ((float("nan"), 400), "finite"), ((40, float("inf")), "finite"),
     ],
 )  # fmt: skip
 def test_a_window_that_is_none_is_refused(window, told):

@@ -12,6 +12,7 @@ from ctvlm_lib import mask as masks
 from ctvlm_lib import volume as volumes
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.mask import largest_component
+from ctvlm_lib.mask.labels import label_counts
 from ctvlm_lib.volume import Volume, save_nifti
 
 SHAPE = (5, 7, 9)
@@ -292,3 +293,10 @@ def test_a_group_is_found_from_its_halves_as_well_as_from_its_smallest_parts():
 def test_a_label_that_no_vocabulary_knows_is_found_by_its_own_name():
     labels = np.ones((3, 4, 5), np.uint16)
     assert masks.LabelMap(labels, np.eye(4), {1: "VOI A"}).binary("VOI A").all()
+
+
+@pytest.mark.parametrize("length", [1, 9])
+def test_voxels_are_counted_by_label(length):
+    labels = np.random.default_rng(0).integers(0, 7, (4, 5, 6)).astype(np.uint16)
+    counts = label_counts(labels, length)
+    assert counts.tolist() == np.bincount(labels.ravel(), minlength=length).tolist()

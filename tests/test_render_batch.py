@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -133,6 +134,7 @@ def test_a_batch_that_is_killed_goes_on_where_it_stopped(cases_folder, tmp_path,
     with pytest.raises(Killed):
         batch._one(cases[1], out, "rgb", "vista3d", True, False)
     assert (out / "bert_liver_contour.nii.gz").exists() == (moment == "after the picture")
+    (out / ".0123abcd.partial.bert_liver_contour.nii.gz").touch()  # kill -9 in the middle of writing
     monkeypatch.setattr(batch, "render", true_render)
     monkeypatch.setattr(batch, "_write_note", true_note)
     rows, _ = _run(cases_folder, out, scheduler)
@@ -216,6 +218,7 @@ def test_a_csv_is_rendered_with_one_distractor_a_row(cases_folder, tmp_path, sch
         ("ct,mask,roi,thickness\na,b,liver,4\n", "line 2: thickness must be an odd"),
         ("ct,mask,roi,window\na,b,liver,chest\n", "line 2: no window is called 'chest'"),
         ("ct,mask,roi\na/ct.nii.gz,b,liver\nc/ct.nii.gz,d,liver\n", "several cases for the output ct_liver_contour"),
+        ("name,ct,mask,roi\nA,b,c,liver\na,b,c,liver\n", "several cases for the output A_liver_contour"),
     ],
 )  # fmt: skip
 def test_a_csv_that_cannot_be_followed_is_refused_with_the_line(tmp_path, text, told):
@@ -249,3 +252,21 @@ def test_command_line_batch_needs_a_region_and_a_folder_it_can_write_to(cases_fo
     (tmp_path / "file").write_text("")
     assert command_line("render", cases_folder, "--roi", "liver", "-o", tmp_path / "file") == 2
     assert capsys.readouterr().err.startswith("ctvlm: can't make the folder")
+
+
+def test_a_folder_named_csv_is_refused(tmp_path):
+    (tmp_path / "cases.csv").mkdir()
+    with pytest.raises(BadInput, match="can't be read as a CSV"):
+        find_cases(tmp_path / "cases.csv", "liver", Style())
+
+
+def test_an_outputs_name_is_one_on_every_system():
+    case = batch.Case(r"a:b\c d", "ct", "mask", "left/right?", Style())
+    assert output_name(case) == "a-b-c-d_left-right-_contour"
+
+
+def test_the_same_files_spelt_another_way_are_kept(cases_folder, monkeypatch):
+    first = find_cases(cases_folder, "liver", Style())[0]
+    monkeypatch.chdir(cases_folder.parent)
+    again = find_cases(Path(cases_folder.name), "liver", Style())[0]
+    assert again.ct != first.ct and batch._key(again, "rgb", None) == batch._key(first, "rgb", None)

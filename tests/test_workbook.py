@@ -324,8 +324,10 @@ def test_two_runs_on_one_folder_do_not_clash(toys):
     ("options", "message"),
     [
         ({"only": "31"}, "no notebook with the number 31; there are 10, 20, 30"),
-        ({"only": ""}, "an empty list"), ({"only": "10-30"}, "no notebook with the number 10-30"),
-        ({"only": "300"}, "no notebook with the number 300"), ({"seed": -1}, "seed is -1"),
+        ({"only": ""}, "an empty list"),
+        ({"only": "10-30"}, "no notebook with the number 10-30"),
+        ({"only": "300"}, "no notebook with the number 300"),
+        ({"seed": -1}, "seed is -1"),
         ({"profile": "quik"}, "unknown profile 'quik'; choose one of quick, full, paper"),
     ],
 )

@@ -133,7 +133,7 @@ def load(path: str | Path, like: Volume | None = None, names: dict[int, str] | s
         path: ``.nii``/``.nii.gz`` file, or a folder of such files.
         like: put the masks on this volume's grid.
         names: id → name, or a vocabulary (``"vista3d"``, ``"totalsegmentator"``); by default the file's own label
-            table, and the file's name for a binary mask.
+            table, and the file's name for a binary mask. Not read for a folder: its files' names are the structures'.
 
     Raises:
         BadInput: unreadable, not whole labels, no names for the labels, or masks on no common grid without ``like``.

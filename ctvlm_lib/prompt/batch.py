@@ -12,10 +12,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
+from ctvlm_lib import __version__
 from ctvlm_lib.errors import BadInput, atomic_path
 from ctvlm_lib.prompt.render import Style, check_output, parse_window, render
 
-MASKS = ("segmentations", "labels.nii.gz", "mask.nii.gz")  # what may lie beside ct.nii.gz in a case's folder
+MASKS = ("segmentations", "labels.nii.gz")  # what may lie beside ct.nii.gz in a case's folder
 TEXT_OPTIONS = ("style", "side", "box", "distractor")
 NUMBER_OPTIONS = ("thickness", "seed")
 
@@ -42,7 +43,7 @@ def find_cases(source: Path, roi: str | None, style: Style) -> list[Case]:
     """List the cases of a CSV or of a folder of case folders.
 
     A CSV has the columns ct, mask, roi and, if wished, name and any option of Style; its paths are relative to it.
-    A case folder holds ``ct.nii.gz`` beside ``segmentations/``, ``labels.nii.gz`` or ``mask.nii.gz``.
+    A case folder holds ``ct.nii.gz`` beside ``segmentations/`` or ``labels.nii.gz``.
 
     Raises:
         BadInput: a column is missing or misspelt, a row is incomplete, or two cases would write to one output.
@@ -175,7 +176,8 @@ def _workers(count: int, scheduler: str | None):
     if count < 1:
         raise BadInput(f"a batch needs at least one worker, got {count}")
     # any free port for the dashboard: the usual one may be taken by another batch
-    local = {"threads_per_worker": 1, "dashboard_address": ":0", "memory_limit": 0, "silence_logs": 40}
+    # and no log of the workers': at the end a heartbeat may find the scheduler gone, and a lost one is in the table
+    local = {"threads_per_worker": 1, "dashboard_address": ":0", "memory_limit": 0, "silence_logs": 50}
     with LocalCluster(n_workers=count, **local) as cluster, Client(cluster) as client:
         yield client
 
@@ -191,8 +193,7 @@ def _one(case: Case, out: Path, kind: str, names, check: bool, force: bool) -> d
         if target.exists() and kept.get("key") == key and not force:
             return record | {"status": "kept", "out": target.name, "prompt": kept["prompt"]}
         check_output(target, kind, force or "begun" in kept)
-        if "begun" in kept:
-            _sweep(target)
+        _sweep(target)
         _write_note(note, {"begun": key})  # a batch killed between picture and note knows the picture as its own
         try:
             made = render(case.ct, case.mask, case.roi, target, kind, case.style, names=names, check=check, force=True)
@@ -228,10 +229,10 @@ def _write_note(path: Path, content: dict) -> None:
 
 
 def _key(case: Case, kind: str, names) -> str:
-    """What the output depends on: options, and the inputs' sizes and times."""
+    """What the output depends on: options, the inputs' sizes and times, and this library's version."""
     inputs = []
-    for path in (case.ct, case.mask):
+    for path in (case.ct.resolve(), case.mask.resolve()):  # the same file, however it is spelt
         files = sorted(path.rglob("*")) if path.is_dir() else [path]
         inputs += [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
-    text = json.dumps([case.name, case.roi, asdict(case.style), kind, str(names), inputs])
+    text = json.dumps([case.name, case.roi, asdict(case.style), kind, str(names), inputs, __version__])
     return hashlib.sha256(text.encode()).hexdigest()

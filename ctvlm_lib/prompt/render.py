@@ -135,7 +135,7 @@ def render(
         force: replace an existing ``out``.
 
     Returns:
-        A record of what was drawn: region, style, slices, voxels, distractor and notes.
+        A record of what was drawn: region, style, a sentence that describes it, voxels of each line, and notes.
 
     Raises:
         BadInput: any input that can't be used, or an output that exists; nothing is written then.

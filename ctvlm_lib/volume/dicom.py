@@ -29,7 +29,11 @@ def read_series(folder: Path, series: str | None = None) -> Volume:
         raise BadInput(
             f"the series in {folder.name} is {modality}, and CT is expected; its values are not Hounsfield units"
         )
-    gap_mm = _check_positions(headers, folder.name)
+    broken = list(_passed_over(folder))
+    try:
+        gap_mm = _check_positions(headers, folder.name)
+    except BadInput as problem:
+        raise BadInput("; ".join([str(problem), *broken])) from None  # a broken file explains a gap
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(files)
     try:
@@ -43,7 +47,7 @@ def read_series(folder: Path, series: str | None = None) -> Volume:
             f"the series in {folder.name} is in colour, and one value in HU per voxel is expected;"
             " give the original series"
         )
-    notes = (f"DICOM series of {len(files)} slices, {gap_mm:g} mm apart", *_passed_over(folder))
+    notes = (f"DICOM series of {len(files)} slices, {gap_mm:g} mm apart", *broken)
     return Volume(sitk.GetArrayFromImage(image), _affine(image), found, name=folder.name, notes=notes)
 
 
