@@ -148,15 +148,37 @@ def _output_folder(out_dir: str | Path) -> Finding:
     return True, f"results go to {folder}, which can be written to"
 
 
+def data_findings(folder: str | Path) -> Iterator[Finding]:
+    """Read each data set that lies in a folder and say what is there; what isn't is no fault, what is broken is.
+
+    Raises:
+        BadInput: no folder, or no data set that is known.
+    """
+    from ctvlm_lib.records.readers import recognise
+
+    for name, reader in recognise(folder).items():
+        try:
+            reading = reader.read(folder)
+        except BadInput as problem:
+            yield False, f"{name}: {problem}"
+            continue
+        yield bool(reading.records) and not reading.unreadable, repr(reading).replace("\n  ", "\n           ")
+        if reading.records:
+            kinds = ", ".join(f"{split} {kind} {count}" for (split, kind), count in sorted(reading.counts.items()))
+            yield True, f"{name}: records by split and kind: {kinds}"
+
+
 def add_arguments(parser) -> None:
     """Add the options of ``ctvlm doctor``."""
+    parser.add_argument("--data", metavar="DIR", help="say instead which data set lies in DIR and what of it is there")
     parser.add_argument("--out", metavar="DIR", default="", help="output folder to check (default: as for ctvlm run)")
 
 
 def command(args) -> int:
     """Print the findings; return 0 if all is usable, else 1."""
     faults = 0
-    for usable, text in findings(args.out):
+    checks = findings(args.out) if args.data is None else data_findings(args.data)
+    for usable, text in checks:
         print(f"{'ok       ' if usable else 'attention'}  {text}", flush=True)
         faults += not usable
     print("everything is usable" if not faults else f"{faults} finding{'s' * (faults > 1)} above to attend to")
