@@ -10,8 +10,8 @@ Layout, below the folder::
 finds what was written and not what is shown; the papers' subset of 91 thousand can't be had again. :func:`read`
 filters by ``CT_WORDS`` and says how many questions it keeps, for which words, found where.
 
-There are no question types either: every record has the kind ``abnormality``, the widest of the schema's kinds, so
-results mustn't be broken down by kind. The patient of a record is its article, the PMC number of the figure.
+There are no question types either: every record has the kind ``other``. The patient of a record is its article, the
+PMC number of the figure.
 
 Sources: xmcmic/PMC-VQA on its hub; its code at 1678ec2.
 """
@@ -120,7 +120,7 @@ class _Reader:
         region = naming.structure_in(row["Question"])
         return table.make_record(
             self.refused, where, id=f"pmc-vqa:{path.stem}:{line}", dataset="PMC-VQA", patient=article[0], split=split,
-            volume=figure, region=region, kind="abnormality", form="closed", question=row["Question"], answer=answer,
+            volume=figure, region=region, kind="other", form="closed", question=row["Question"], answer=answer,
             choices=choices, names_region=region is not None,
         )  # fmt: skip
 

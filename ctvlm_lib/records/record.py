@@ -11,7 +11,7 @@ from ctvlm_lib.errors import BadInput, atomic_path
 from ctvlm_lib.prompt import wording
 
 SPLITS = ("train", "validation", "test")
-KINDS = ("report", "presence", "abnormality", "location", "size", "plane", "phase", "organ", "disorder")
+KINDS = ("report", "presence", "abnormality", "location", "size", "plane", "phase", "organ", "disorder", "other")
 FORMS = ("closed", "open")
 MAX_CHOICES = 26  # one a letter
 
