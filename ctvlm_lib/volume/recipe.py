@@ -107,7 +107,7 @@ RECIPES: dict[str, Recipe] = {
         "SPL",
         (128, 256, 256),
         "0…1, minimum to maximum",
-        "med3dvlm.txt §3.1; released data preparation and issue 4",
+        "med3dvlm.txt §3.1; released data preparation; Med3DVLM's GitHub issue 4",
     ),
     "CT-CLIP": Recipe(ct_clip, "SPL", (240, 480, 480), "−1…1 = ±1000 HU", "released inference code of CT-CLIP"),
     "MedVista3D": Recipe(medvista3d, "SPL", (96, 320, 320), "−1…1 = ±1000 HU", "medvista3d.txt §4.1"),
