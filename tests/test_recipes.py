@@ -180,3 +180,17 @@ def test_recipe_and_monai_give_each_millimetre_the_same_value(tmp_path, name):
     shift = np.abs(monai_mm[near] - mm[near])[(inner[near])]
     voxel = (1.5, 1.5, 1.5 if name == "VISTA-3D" else 3.0)
     assert (shift.max(axis=0) < voxel).all()
+
+
+@pytest.mark.parametrize("name", [name for name, recipe in RECIPES.items() if recipe.range_hu])
+def test_the_stated_range_is_what_the_recipe_gives(name):
+    """Water, and values beyond both ends of the range, come out where the recipe's record says."""
+    recipe = RECIPES[name]
+    hu = np.zeros((24, 24, 24), np.float32)
+    hu[:8], hu[16:] = -3000, 3000
+    spacing = recipe.spacing_mm
+    tensor = recipe(Volume(hu, np.diag([*spacing, 1.0])[[2, 1, 0, 3]]))
+    low, high = recipe.range_values
+    water = low + (0 - recipe.range_hu[0]) / (recipe.range_hu[1] - recipe.range_hu[0]) * (high - low)
+    assert (tensor.min(), tensor.max()) == pytest.approx((low, high), abs=1e-6)
+    assert np.median(tensor[(tensor > low) & (tensor < high)]) == pytest.approx(water, abs=1e-5)

@@ -115,8 +115,7 @@ def output_name(case: Case) -> str:
 
 def render_all(
     cases: list[Case], out: Path, kind: str = "rgb", *, workers: int = 2, scheduler: str | None = None,
-    names=None, check=True,
-    force=False, say: Callable[[str], None] = print,
+    names=None, check=True, force=False, say: Callable[[str], None] = print,
 ) -> list[dict]:  # fmt: skip
     """Render every case into ``out``; a case that fails is listed and the rest is finished.
 

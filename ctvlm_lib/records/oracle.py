@@ -15,9 +15,9 @@ import numpy as np
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.mask import bounding_box
 from ctvlm_lib.records.phantom import Patient
+from ctvlm_lib.records.questions import NONE
 from ctvlm_lib.records.record import Record
 
-NONE = "no focal finding"
 _KIND_ASKED = re.compile("nodule|mass|cyst|calcification|consolidation|ground-glass opacity|emphysema")
 _PHASE_HU = ((185, "arterial"), (103, "portal venous"), (45, "delayed"))  # the middle of the aorta is above
 _CORE_VOXELS = 5  # a mean of fewer says little
