@@ -15,9 +15,12 @@ from ctvlm_lib import anatomy, assets, mask
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.mask import LabelMap
 from ctvlm_lib.records.balance import drawn, pick
+from ctvlm_lib.records.measured_again import answers_from_masks, limits, said
 from ctvlm_lib.records.questions import UNNAMED
 from ctvlm_lib.records.record import Record
 from ctvlm_lib.volume import Volume, load
+
+__all__ = ["Case", "answers_from_masks", "ask_about", "real_cases"]
 
 SMALLEST_ML = 1.0
 LARGER_BY = (1.25, 8.0)  # of two structures that are compared, the larger one has so many times the volume
@@ -120,44 +123,6 @@ def real_cases(seed: int = 0) -> tuple[Case, Case]:
     return abdomen, chest
 
 
-def answers_from_masks(records: Iterable[Record], volume: Volume, labels: LabelMap) -> dict[str, str]:
-    """Answer closed questions of :func:`ask_about` again, from the voxels and the affine alone: record id → answer.
-
-    It reads the marked voxels, not the region's name, wherever the question doesn't name it.
-    """
-    answers = {}
-    for record in records:
-        if record.form != "closed":
-            continue
-        if record.kind == "presence":
-            asked = [one for one in anatomy.structures() if f"the {_said(one)}" in record.question]
-            answers[record.id] = "Yes" if max(asked, key=len) in labels.present else "No"
-        elif set(record.choices) == {record.region, record.distractor}:
-            answers[record.id] = max(record.choices, key=lambda one: np.count_nonzero(labels.binary(one)))
-        else:
-            answers[record.id] = _from_voxels(record, labels.binary(record.region), volume, labels)
-    return answers
-
-
-def _from_voxels(record: Record, region: np.ndarray, volume: Volume, labels: LabelMap) -> str:
-    if record.kind == "organ":
-        return max(record.choices, key=lambda one: np.count_nonzero(labels.binary(one) & region))
-    if record.kind == "location":
-        body = np.argwhere(volume.hu > -300).mean(axis=0)
-        here = np.argwhere(region).mean(axis=0)
-        return "left" if (volume.mm_of(here) - volume.mm_of(body))[0] > 0 else "right"  # LPS: x grows to the left
-    ml = np.count_nonzero(region) * np.prod(volume.spacing_mm) / 1000
-    limits = [_limits(choice) for choice in record.choices]
-    return next(choice for choice, (low, high) in zip(record.choices, limits, strict=True) if low < ml <= high)
-
-
-def _limits(choice: str) -> tuple[float, float]:
-    numbers = [float(word) for word in choice.split() if word.replace(".", "").isdigit()]
-    if len(numbers) == 2:
-        return numbers[0], numbers[1]
-    return (numbers[0], np.inf) if choice.startswith("more") else (0.0, numbers[0])
-
-
 @dataclass(frozen=True)
 class _Measured:
     """Volume, middle in LPS mm, whether the image's border cuts the structure, and where its voxels are."""
@@ -185,11 +150,6 @@ def _at_border(region: np.ndarray) -> bool:
 def _cut_by_own_grid(file: Path) -> list[str]:
     own = mask.load(file)
     return [name for name in own.present if _at_border(own.binary(name))]
-
-
-def _said(name: str) -> str:
-    """A structure's name as it stands in a sentence: the vocabularies have single vertebrae in the plural."""
-    return name.replace("vertebrae ", "vertebra ")
 
 
 def _pair(name: str) -> str | None:
@@ -257,7 +217,7 @@ class _Maker:
             pair = (answer, loser) if 2 * first_wins <= len(made) else (loser, answer)
             first_wins += pair[0] == answer
             words = pick(_ASKED["larger"], *self.draw, one, "larger words").format(
-                one=_said(pair[0]), other=_said(pair[1])
+                one=said(pair[0]), other=said(pair[1])
             )
             about = {"region": pair[0], "distractor": pair[1], "question": words, "names_region": True}
             made.append(self._plain(about, f"{one}:larger", "size", "closed", answer, pair))
@@ -270,7 +230,7 @@ class _Maker:
         made = []
         count = min(len(there), len(gone))
         for one, answer in [(one, "Yes") for one in there[:count]] + [(one, "No") for one in gone[:count]]:
-            words = pick(_ASKED["presence"], *self.draw, one, "presence words").format(one=_said(one))
+            words = pick(_ASKED["presence"], *self.draw, one, "presence words").format(one=said(one))
             about = {"region": None, "distractor": None, "question": words, "names_region": False}
             made.append(self._plain(about, f"{one}:presence", "presence", "closed", answer, ()))
         return made
@@ -278,7 +238,7 @@ class _Maker:
     def _record(self, about, asked, kind, form, answer, choices, named) -> Record:
         one = about["region"]
         who = (*self.draw, one if named else "", asked)
-        where = f"the {_said(one)}" if named else pick(UNNAMED, *who, "where")
+        where = f"the {said(one)}" if named else pick(UNNAMED, *who, "where")
         question = pick(_ASKED[asked], *who).format(where=where)
         stratum = "named" if named else "unnamed"
         words = {"question": question, "names_region": named}
@@ -296,7 +256,7 @@ class _Maker:
         first = float(f"{middle / STEP ** (place - 1):.2g}")
         a, b, c = (f"{first * STEP**k:g}" for k in range(3))
         choices = (f"up to {a} mL", f"{a} to {b} mL", f"{b} to {c} mL", f"more than {c} mL")
-        low_high = [_limits(choice) for choice in choices]
+        low_high = [limits(choice) for choice in choices]
         return next(x for x, (low, high) in zip(choices, low_high, strict=True) if low < ml <= high), choices
 
     def _mixed(self, choices: tuple[str, ...], *what) -> tuple[str, ...]:
