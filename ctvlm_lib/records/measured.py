@@ -1,263 +1,205 @@
-"""Questions on a real CT that its masks answer: which organ, which side, how large, which is larger, is it there.
+"""Real CTs asked for what their masks can answer: which structure, which side, how large, larger than which, in view?
 
-No radiologist wrote these answers: they are measured on the masks, so they are as right as the masks are, and they need
-no report. They make cases from outside the training distribution out of any CT with a label map. A structure that the
-image cuts off isn't asked for its size, and one whose side doesn't agree with the affine isn't asked for anything.
+The kinds and wording are the phantom cohort's (:mod:`ctvlm_lib.records.questions`): where a structure is named, the
+same question is asked again of "the marked region", as a stratum of its own. Nothing is asked that a mask doesn't hold
+for certain (:mod:`ctvlm_lib.records.measured_survey`): no volume of what the field cuts, no side that the geometry
+doesn't confirm, no absence of what may have been missed.
+
+One CT can't balance answers as a cohort does. What can be is balanced in itself: each set of four choices is asked for
+each of its four members, each letter being right once; both sides of a pair; each comparison in both orders; as many
+structures in view as out of it. A named volume isn't: a liver is larger than an adrenal gland in anybody.
+
+The answers are the masks', and the masks are a model's: they are as right as these are.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 
 import numpy as np
 
-from ctvlm_lib import anatomy, assets, mask
+from ctvlm_lib import anatomy
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.mask import LabelMap
 from ctvlm_lib.records.balance import drawn, pick
-from ctvlm_lib.records.measured_again import answers_from_masks, limits, said
+from ctvlm_lib.records.measured_oracle import answers_from_masks
+from ctvlm_lib.records.measured_survey import Box, Survey, partner, survey
+from ctvlm_lib.records.measured_wording import ASKED, CLASSES, LIMITS_ML, SIDES, about_ml, called
 from ctvlm_lib.records.questions import UNNAMED
 from ctvlm_lib.records.record import Record
-from ctvlm_lib.volume import Volume, load
+from ctvlm_lib.volume import Volume
 
-__all__ = ["Case", "answers_from_masks", "ask_about", "real_cases"]
+__all__ = ["answers_from_masks", "ask_about", "survey"]
 
-SMALLEST_ML = 1.0
-LARGER_BY = (1.25, 8.0)  # of two structures that are compared, the larger one has so many times the volume
-STEP = 2.0  # each size class ends at twice the volume of the one before
-ROUND_TO = 2  # digits of a volume in an open answer
-SIDES = ("left", "right")
-# Answers that hold on the image as it is: whoever cuts it may cut the structure.
-_ASKED = {
-    "organ": ("Which structure is marked?", "What anatomical structure is this?"),
-    "side": ("On which side of the body does {where} lie?", "Is {where} on the patient's left or right?"),
-    "volume": ("What is the volume of {where}?", "How large is {where}, by volume?"),
-    "larger": ("Which has the larger volume, the {one} or the {other}?", "Which is larger, the {one} or the {other}?"),
-    "presence": ("Does this CT show any part of the {one}?", "Is the {one} at least partly in this CT?"),
-}
-
-
-@dataclass(frozen=True, eq=False)
-class Case:
-    """A CT with its masks and the questions on it.
-
-    Attributes:
-        name: e.g. ``"real-abdomen"``; also the records' patient and data set.
-        volume, labels: on one grid.
-        records: what is asked.
-        left_out: what isn't asked, and why, a sentence each.
-    """
-
-    name: str
-    volume: Volume
-    labels: LabelMap
-    records: tuple[Record, ...]
-    left_out: tuple[str, ...] = field(default=())
+SIZE_MARGIN = 1.30  # two volumes that are compared differ by at least this factor
+LIMIT_MARGIN = 1.10  # nearer to a limit than this factor, a volume's class isn't asked for
+Question = tuple[str, str, str | None, str, str, str, tuple[str, ...], bool]  # id, kind, region … as _record takes them
 
 
 def ask_about(
     volume: Volume,
     labels: LabelMap,
-    name: str,
-    paths: tuple[str, str],
     *,
-    searched: Sequence[str] | None = None,
-    cut: Iterable[str] = (),
+    patient: str,
+    dataset: str,
+    volume_path: str,
+    mask_path: str | Mapping[str, str | None],
+    regions: Collection[str] | None = None,
+    boxes: Mapping[str, Box] | None = None,
     split: str = "test",
     seed: int = 0,
-) -> Case:
-    """Ask about every structure of a label map.
+    found: Survey | None = None,
+) -> list[Record]:
+    """Make records of one CT that its masks can answer.
 
     Args:
         volume: the CT.
-        labels: its masks, on the volume's grid, with canonical names.
-        name: of the case.
-        paths: of CT and masks below the data folder, for the records.
-        searched: structures that whoever made the masks looked for; one of them without a voxel is known to be absent.
-            None takes the names of the label map.
-        cut: structures known to be incomplete, besides those that touch the image's border.
-        split, seed: of the records; the seed draws wording, choices and order.
+        labels: its masks, on its grid.
+        patient: also the beginning of the records' ids.
+        dataset: e.g. "real-abdomen".
+        volume_path: of the CT's file, below the data set's folder.
+        mask_path: of the masks' file or folder, likewise; or one for each structure.
+        regions: the structures to ask about; by default all (:func:`ctvlm_lib.records.measured_survey.survey`).
+        boxes: structure → the part of the grid that its mask was drawn on, where that isn't all of it.
+        split: of all records.
+        seed: of the wording, the sets of choices and the order in them.
+        found: what ``survey`` says of these arguments, where it was asked before.
 
     Returns:
-        The case. Closed questions have each answer, or each place among the choices, about equally often.
+        The records, by kind; the same for the same arguments. ``survey(…).notes`` says what isn't asked and why.
 
     Raises:
-        BadInput: another grid, or no structure of at least 1 mL.
+        BadInput: masks on another grid, a region without voxels, or nothing that could be asked.
     """
-    if labels.shape != volume.shape:
-        raise BadInput(f"the masks are {labels.shape} but the CT is {volume.shape}; put them on one grid: to(volume)")
-    found = {one: _Measured.of(labels, one) for one in labels.present}
-    small = [one for one, facts in found.items() if facts.ml < SMALLEST_ML]
-    wrong = _wrong_side(found)
-    asked = {one: facts for one, facts in found.items() if one not in (*small, *wrong)}
-    if not asked:
-        raise BadInput(f"{name} has no structure of at least {SMALLEST_ML:g} mL; give masks of this CT")
-    whole = {one: facts for one, facts in asked.items() if not facts.cut and one not in set(cut)}
-    made = _Maker({"dataset": name, "patient": name, "split": split, "style": "plain"}, paths, asked, (seed, name))
-    records = [record for one in asked for record in made.about(one, whole=one in whole)]
-    records += made.larger(whole)
-    records += made.presence([one for one in (searched or labels.names.values()) if one not in found])
-    left_out = [f"{one}: its side isn't that of its name by the affine" for one in wrong]
-    left_out += [f"{one}: only {found[one].ml:.1f} mL" for one in small]
-    left_out += [f"{one}: cut off, so its size isn't asked for" for one in asked if one not in whole]
-    return Case(name, volume, labels, tuple(records), tuple(left_out))
+    found = found or survey(volume, labels, regions, boxes)
+    nearest = _nearest(labels, found)
+    shared = {"dataset": dataset, "patient": patient, "split": split, "volume": volume_path, "style": "plain"}
+    made = []
+    for asking in (_organs, _sides, _volumes, _comparisons, _presence):
+        for name, kind, region, form, question, answer, choices, named in asking(found, seed, patient):
+            there = region in found.volume_ml
+            mask = mask_path.get(region) if isinstance(mask_path, Mapping) else mask_path
+            made.append(Record(
+                **shared, id=f"{patient}:{name}", mask=mask if there else None, region=region,
+                distractor=nearest.get(region) if there else None, kind=kind, form=form, question=question,
+                answer=answer, choices=choices, names_region=named,
+            ))  # fmt: skip
+    if not made:
+        raise BadInput(f"the masks of {patient} hold nothing to ask about: {'; '.join(found.notes) or 'no structure'}")
+    return made
 
 
-def real_cases(seed: int = 0) -> tuple[Case, Case]:
-    """The two real CTs of the workbook, out of distribution for whatever is trained on phantoms.
-
-    The abdomen's masks are a TotalSegmentator model's, which looked for everything in that vocabulary; the chest's are
-    single files, some of them empty, most of them on a box that may cut a structure.
-    """
-    home = assets.path("abdomen_ct")
-    ct = load(home / "ct.nii.gz")
-    everything = [anatomy.structure(one).name for one in anatomy.vocabulary("totalsegmentator").values()]
-    files = ("abdomen_ct/ct.nii.gz", "abdomen_ct/labels.nii.gz")
-    abdomen = ask_about(ct, mask.load(home / "labels.nii.gz", like=ct), "real-abdomen", files, searched=everything,
-                        seed=seed)  # fmt: skip
-    home = assets.path("chest_cta")
-    ct = load(home / "ct.nii.gz")
-    cut = [one for file in sorted((home / "masks").glob("*.nii.gz")) for one in _cut_by_own_grid(file)]
-    files = ("chest_cta/ct.nii.gz", "chest_cta/masks")
-    chest = ask_about(ct, mask.load(home / "masks", like=ct), "real-chest", files, cut=cut, seed=seed)
-    return abdomen, chest
+def _organs(found: Survey, seed: int, patient: str) -> Iterator[Question]:
+    """Which structure is marked: sets of four, each asked for all four; and open, once each."""
+    for number, members in enumerate(_fours(found, seed, patient)):
+        members = sorted(members, key=lambda name: drawn(seed, patient, number, name))
+        choices = tuple(called(name) for name in members)  # the same for all four: each letter is right once
+        words = pick(ASKED["organ"], seed, patient, number)
+        for region in members:
+            yield f"{region}:organ:{number}", "organ", region, "closed", words, called(region), choices, False
+    for region in found.volume_ml:
+        words = pick(ASKED["organ"], seed, patient, "open")
+        yield f"{region}:organ:open", "organ", region, "open", words, called(region), (), False
 
 
-@dataclass(frozen=True)
-class _Measured:
-    """Volume, middle in LPS mm, whether the image's border cuts the structure, and where its voxels are."""
-
-    ml: float
-    middle: np.ndarray
-    cut: bool
-    voxels: np.ndarray  # flat indices
-
-    @classmethod
-    def of(cls, labels: LabelMap, name: str) -> "_Measured":
-        region = labels.binary(name)
-        index = np.append(np.argwhere(region).mean(axis=0), 1.0)
-        return cls(labels.volume_ml(name), (labels.affine @ index)[:3], _at_border(region), np.flatnonzero(region))
-
-    def shares_with(self, other: "_Measured") -> bool:
-        """Whether a voxel belongs to both (or both are the same structure): no distractor for each other."""
-        return np.isin(self.voxels, other.voxels, assume_unique=True).any()
+def _fours(found: Survey, seed: int, patient: str) -> list[list[str]]:
+    """Deal the structures into sets of four without two ribs, two vertebrae or both of a pair in one."""
+    families = Counter(_family(name) for name in found.volume_ml)
+    order = sorted(found.volume_ml, key=lambda n: (-families[_family(n)], _family(n), drawn(seed, patient, n)))
+    count = max(1, -(-len(order) // 4))
+    sets = [order[start::count] for start in range(count)]
+    for members in sets:  # a set of three is filled up with one that is then asked for twice
+        others = sorted(order, key=lambda n: drawn(seed, patient, *members, n))
+        for name in others:
+            if len(members) < 4 and _family(name) not in {_family(member) for member in members}:
+                members.append(name)
+    return [s for s in sets if len(s) == 4 and len({_family(name) for name in s}) == 4]
 
 
-def _at_border(region: np.ndarray) -> bool:
-    return any(np.take(region, [0, -1], axis=axis).any() for axis in range(3))
+def _family(name: str) -> str:
+    return re.sub(r"\b(left|right)\b |\b(rib|vertebrae) \w+", r"\2", name)
 
 
-def _cut_by_own_grid(file: Path) -> list[str]:
-    own = mask.load(file)
-    return [name for name in own.present if _at_border(own.binary(name))]
+def _sides(found: Survey, seed: int, patient: str) -> Iterator[Question]:
+    """Which side: both of each pair, under the same words and choices, so that neither tells."""
+    for region, side in found.side.items():
+        pair = sorted((region, partner(region)))
+        where = pick(UNNAMED, seed, patient, *pair, "where")
+        words = pick(ASKED["side"], seed, patient, *pair).format(where=where)
+        choices = SIDES if drawn(seed, patient, *pair, "order") % 2 else SIDES[::-1]
+        yield f"{region}:side:closed", "location", region, "closed", words, side, choices, False
+        yield f"{region}:side:open", "location", region, "open", words, f"on the {side}", (), False
 
 
-def _pair(name: str) -> str | None:
-    """The structure's counterpart on the other side."""
-    for side, other in (SIDES, SIDES[::-1]):
-        if name.startswith(side + " "):
-            return other + name[len(side) :]
-    return None
+def _volumes(found: Survey, seed: int, patient: str) -> Iterator[Question]:
+    for region in found.whole:
+        ml = found.volume_ml[region]
+        clear = all(max(ml / limit, limit / ml) >= LIMIT_MARGIN for limit in LIMITS_ML)
+        size = CLASSES[sum(ml > limit for limit in LIMITS_ML)]
+        for named in (True, False):
+            stratum = "named" if named else "unnamed"
+            where = f"the {called(region)}" if named else pick(UNNAMED, seed, patient, "volume")
+            words = pick(ASKED["volume"], seed, patient, region if named else "").format(where=where)
+            if clear:
+                yield f"{region}:volume:closed:{stratum}", "size", region, "closed", words, size, CLASSES, named
+            yield f"{region}:volume:open:{stratum}", "size", region, "open", words, about_ml(ml), (), named
 
 
-def _wrong_side(found: dict[str, _Measured]) -> list[str]:
-    """Structures of a pair whose left one isn't further to the patient's left than the right one."""
-    return [
-        one
-        for one, facts in found.items()
-        if _pair(one) in found
-        and (facts.middle[0] > found[_pair(one)].middle[0]) != one.startswith("left")  # LPS: x grows to the left
-    ]
-
-
-@dataclass(frozen=True)
-class _Maker:
-    """Makes the records of one case."""
-
-    common: dict
-    paths: tuple[str, str]
-    asked: dict[str, _Measured]
-    draw: tuple
-
-    def about(self, one: str, whole: bool) -> list[Record]:
-        """Organ, side and volume of one structure; the last in both strata."""
-        middles = {other: facts.middle for other, facts in self.asked.items() if not facts.shares_with(self.asked[one])}
-        near = sorted(middles, key=lambda other: float(np.linalg.norm(middles[other] - self.asked[one].middle)))
-        about = {"region": one, "distractor": near[0] if near else None}
-        made = []
-        if len(near) >= 3:
-            others = sorted(near[:8], key=lambda other: drawn(*self.draw, one, "organ", other))[:3]
-            choices = self._mixed((one, *others), one, "organ")
-            made.append(self._record(about, "organ", "organ", "closed", one, choices, False))
-            made.append(self._record(about, "organ", "organ", "open", one, (), False))
-        if _pair(one) in self.asked:
-            side = one.split()[0]
-            made.append(self._record(about, "side", "location", "closed", side, SIDES, False))
-        if whole:
-            ml = self.asked[one].ml
-            answer, choices = self._volume_classes(one, ml)
+def _comparisons(found: Survey, seed: int, patient: str) -> Iterator[Question]:
+    """Is one larger, and which; in both orders, so that neither yes nor the first is right more often."""
+    for pair in _pairs(found):
+        than = pick(("larger", "smaller"), seed, patient, *pair)
+        most = max if than == "larger" else min
+        answer = most(pair, key=found.volume_ml.get)
+        for region, other in (pair, pair[::-1]):
+            two = called(region), called(other)
+            yes_no = "Yes" if region == answer else "No"
+            texts = {"than": than, "name": two[0], "other": two[1]}
+            words = pick(ASKED["of two"], seed, patient, *pair).format(**texts)
+            yield f"{region}:of two:{other}", "size", region, "closed", words, called(answer), two, True
             for named in (True, False):
-                made.append(self._record(about, "volume", "size", "closed", answer, choices, named))
-                about_ml = f"about {float(f'{ml:.{ROUND_TO}g}'):g} mL"
-                made.append(self._record(about, "volume", "size", "open", about_ml, (), named))
-        return made
+                where = f"the {two[0]}" if named else pick(UNNAMED, seed, patient, *pair)
+                words = pick(ASKED["than"], seed, patient, *pair).format(**texts, where=where)
+                stratum = "named" if named else "unnamed"
+                yield f"{region}:than:{other}:{stratum}", "size", region, "closed", words, yes_no, (), named
 
-    def larger(self, whole: dict[str, _Measured]) -> list[Record]:
-        """Each whole structure against one of clearly another volume; the first named is larger half the time."""
-        made, first_wins = [], 0
-        for one, facts in whole.items():
-            low, high = LARGER_BY
-            ratio = {other: max(found.ml / facts.ml, facts.ml / found.ml) for other, found in whole.items()}
-            others = tuple(other for other in whole if low <= ratio[other] <= high)
-            if not others:
-                continue
-            other = pick(others, *self.draw, one, "larger")
-            answer = max((one, other), key=lambda name: whole[name].ml)
-            loser = other if answer == one else one
-            pair = (answer, loser) if 2 * first_wins <= len(made) else (loser, answer)
-            first_wins += pair[0] == answer
-            words = pick(_ASKED["larger"], *self.draw, one, "larger words").format(
-                one=said(pair[0]), other=said(pair[1])
-            )
-            about = {"region": pair[0], "distractor": pair[1], "question": words, "names_region": True}
-            made.append(self._plain(about, f"{one}:larger", "size", "closed", answer, pair))
-        return made
 
-    def presence(self, absent: Sequence[str]) -> list[Record]:
-        """As many structures that aren't in the image as structures that are."""
-        there = sorted(self.asked, key=lambda one: drawn(*self.draw, one, "presence"))
-        gone = sorted(set(absent), key=lambda one: drawn(*self.draw, one, "presence"))
-        made = []
-        count = min(len(there), len(gone))
-        for one, answer in [(one, "Yes") for one in there[:count]] + [(one, "No") for one in gone[:count]]:
-            words = pick(_ASKED["presence"], *self.draw, one, "presence words").format(one=said(one))
-            about = {"region": None, "distractor": None, "question": words, "names_region": False}
-            made.append(self._plain(about, f"{one}:presence", "presence", "closed", answer, ()))
-        return made
+def _pairs(found: Survey) -> list[tuple[str, str]]:
+    """Each whole structure and the one of its sort that is nearest in volume beyond the margin."""
+    pairs = set()
+    for name in found.whole:
+        others = [other for other in found.whole if other != name and _sort(other) == _sort(name)]
+        ratios = {other: abs(np.log(found.volume_ml[name] / found.volume_ml[other])) for other in others}
+        beyond = {other: ratio for other, ratio in ratios.items() if ratio >= np.log(SIZE_MARGIN)}
+        if beyond:
+            pairs.add(tuple(sorted((name, min(beyond, key=lambda n: (beyond[n], n))))))
+    return sorted(pairs)
 
-    def _record(self, about, asked, kind, form, answer, choices, named) -> Record:
-        one = about["region"]
-        who = (*self.draw, one if named else "", asked)
-        where = f"the {said(one)}" if named else pick(UNNAMED, *who, "where")
-        question = pick(_ASKED[asked], *who).format(where=where)
-        stratum = "named" if named else "unnamed"
-        words = {"question": question, "names_region": named}
-        return self._plain(about | words, f"{one}:{asked}:{form}:{stratum}", kind, form, answer, choices)
 
-    def _plain(self, about, label, kind, form, answer, choices) -> Record:
-        fields = {"id": f"{self.common['patient']}:{label}", "volume": self.paths[0], "mask": self.paths[1]}
-        rest = {"kind": kind, "form": form, "answer": answer, "choices": tuple(choices)}
-        return Record(**self.common, **fields, **about, **rest)
+def _sort(name: str) -> str:
+    """Bones are compared with bones, muscles with muscles, organs with organs."""
+    group = anatomy.structure(name).group
+    return group if group in ("bone", "muscle") else "organ"
 
-    def _volume_classes(self, one: str, ml: float) -> tuple[str, tuple[str, ...]]:
-        """Four classes that end at a, 2a and 4a mL; the answer is each of them about equally often over structures."""
-        place = drawn(*self.draw, one, "volume") % 4
-        middle = ml / STEP**0.5  # the answer's class runs from here to twice it
-        first = float(f"{middle / STEP ** (place - 1):.2g}")
-        a, b, c = (f"{first * STEP**k:g}" for k in range(3))
-        choices = (f"up to {a} mL", f"{a} to {b} mL", f"{b} to {c} mL", f"more than {c} mL")
-        low_high = [limits(choice) for choice in choices]
-        return next(x for x, (low, high) in zip(choices, low_high, strict=True) if low < ml <= high), choices
 
-    def _mixed(self, choices: tuple[str, ...], *what) -> tuple[str, ...]:
-        return tuple(sorted(choices, key=lambda one: drawn(*self.draw, *what, "order", one)))
+def _presence(found: Survey, seed: int, patient: str) -> Iterator[Question]:
+    """As many structures that are in view as that aren't."""
+    lots = [sorted(names, key=lambda n: drawn(seed, patient, n)) for names in (found.volume_ml, found.absent)]
+    count = min(len(names) for names in lots)
+    for answer, names in zip(("Yes", "No"), lots, strict=True):
+        for name in names[:count]:
+            words = pick(ASKED["presence"], seed, patient, name).format(name=called(name))
+            yield f"{name}:presence", "presence", name, "closed", words, answer, (), True
+
+
+def _nearest(labels: LabelMap, found: Survey) -> dict[str, str]:
+    """Structure → the one whose centre is nearest among those that share no voxel with it, as in the cohort."""
+    nearest = {}
+    for region, middle in found.middle_mm.items():
+        mask = labels.binary(region)
+        gaps = {n: float(np.linalg.norm(mm - middle)) for n, mm in found.middle_mm.items() if n != region}
+        for name in sorted(gaps, key=gaps.get):
+            if not (labels.binary(name) & mask).any():
+                nearest[region] = name
+                break
+    return nearest

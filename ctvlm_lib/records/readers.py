@@ -19,6 +19,8 @@ READERS = {
     "TotalSegmentator": ("totalsegmentator", ("s[0-9]*/segmentations",)),
     "ReXGroundingCT": ("rex_grounding", ("segmentations/train_*.nii.gz", "MICCAI_challenge_dataset.json")),
     "PMC-VQA": ("pmc_vqa", ("train_2.csv", "test_2.csv", "images/PMC*")),
+    "Rad-ChestCT": ("rad_chestct", ("img*_Abnormality_and_Location_Labels.csv",)),
+    "STOIC2021": ("stoic", ("metadata/reference.csv",)),
 }
 
 
