@@ -12,6 +12,8 @@ from hypothesis import settings
 # Set before any test imports them: no window is opened, and no test may ask a model hub.
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ["HF_HUB_OFFLINE"] = "1"
+if "PYTEST_XDIST_WORKER" in os.environ:  # each worker has a core; more threads would only wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A shared machine can be slow for a moment, which is not a failure; the same examples are drawn each time on CI.
 settings.register_profile("workbook", deadline=None, derandomize=bool(os.environ.get("CI")))

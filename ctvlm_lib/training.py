@@ -1,0 +1,270 @@
+"""The one training loop: warm-up and cosine, clipping, checkpoints that resume bit for bit, one process or several.
+
+What is trained is told by one function, ``loss_of(model, step)``. Everything random in it comes from the step
+(``step.rng("batch")``), so a run that was killed and resumed gives the same curve as one that was not. Under
+``accelerate launch`` each process calls the same function and takes its share of the batch (``step.mine(batch)``).
+"""
+
+import math
+import sys
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+
+from ctvlm_lib import training_checkpoint as checkpoint
+from ctvlm_lib.errors import BadInput
+from ctvlm_lib.notebook_progress import duration
+
+Curve = list[dict[str, float]]
+RESERVED = ("step", "lr", "loss", "gradient", "seconds")
+
+
+@dataclass(frozen=True)
+class Training:
+    """How long and how fast to train.
+
+    Attributes:
+        steps: optimiser steps.
+        lr: largest learning rate, reached after the warm-up; from there a half cosine falls to 0.
+        warmup_share: of the steps, 0…1, in which the rate rises linearly.
+        weight_decay: AdamW's, of weights with two or more dimensions; never of biases and norms.
+        betas: AdamW's.
+        clip: largest norm of the gradient; 0 doesn't clip.
+        precision: "no" (float32) or "bf16" (autocast).
+        accumulate: parts that a step's batch is computed in, one after the other.
+        checkpoint_every: steps between checkpoints, where a folder is given.
+        seed: of everything random.
+    """
+
+    steps: int
+    lr: float
+    warmup_share: float = 0.08
+    weight_decay: float = 0.02
+    betas: tuple[float, float] = (0.9, 0.98)
+    clip: float = 1.0
+    precision: str = "no"
+    accumulate: int = 1
+    checkpoint_every: int = 200
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "accumulate", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise BadInput(f"{name} must be a whole number from 1, got {getattr(self, name)}")
+        if not self.lr > 0 or not 0 <= self.warmup_share <= 1 or self.clip < 0 or self.weight_decay < 0:
+            raise BadInput(
+                f"lr must be positive, warmup_share 0…1, clip and weight_decay not negative; got lr {self.lr:g},"
+                f" warmup_share {self.warmup_share:g}, clip {self.clip:g}, weight_decay {self.weight_decay:g}"
+            )
+        if self.precision not in ("no", "bf16"):
+            raise BadInput(f"precision must be 'no' or 'bf16', got {self.precision!r}")
+
+    def lr_at(self, step: int) -> float:
+        """Learning rate of a step, counted from 0."""
+        warmup = round(self.warmup_share * self.steps)
+        if step < warmup:
+            return self.lr * (step + 1) / warmup
+        return self.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, self.steps - warmup)))
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where training is, and which share of the step's batch is this call's.
+
+    Attributes:
+        number: of the step, from 0.
+        seed: of the run.
+        rank, world: this process among all.
+        part, parts: this call among those whose gradients add up to the step's.
+    """
+
+    number: int
+    seed: int
+    rank: int = 0
+    world: int = 1
+    part: int = 0
+    parts: int = 1
+
+    def rng(self, purpose: str = "") -> np.random.Generator:
+        """Random numbers for a purpose, the same in every process: draw the whole batch, then take ``mine``."""
+        return np.random.default_rng([self.seed, self.number, zlib.crc32(purpose.encode())])
+
+    def mine(self, batch: Sequence) -> Sequence:
+        """This call's share of a batch that every process has drawn alike; the shares are equally large.
+
+        Raises:
+            BadInput: the batch can't be divided.
+        """
+        shares = self.world * self.parts
+        if len(batch) % shares:
+            raise BadInput(
+                f"a batch of {len(batch)} can't be shared by {self.world} processes in {self.parts} parts;"
+                f" choose a multiple of {shares}"
+            )
+        size = len(batch) // shares
+        start = (self.part * self.world + self.rank) * size
+        return batch[start : start + size]
+
+
+def train(
+    model: torch.nn.Module,
+    loss_of: Callable[[torch.nn.Module, Step], torch.Tensor | dict[str, torch.Tensor]],
+    settings: Training,
+    *,
+    folder: str | Path | None = None,
+    on_step: Callable[[dict[str, float]], None] | None = None,
+    progress: bool = True,
+    stop: Callable[[dict[str, float]], bool] | None = None,
+) -> Curve:
+    """Train what is trainable in ``model``; what needs no gradient stays as it is, running statistics included.
+
+    Args:
+        model: trained in place, on the device that accelerate chooses; left in evaluation mode.
+        loss_of: (model, step) → the loss of this call's share, a mean over it; or its parts by name, already weighted,
+            whose sum is minimised.
+        settings: how.
+        folder: for checkpoints; one that lies there is taken up, a finished one is only loaded.
+        on_step: called in the first process with each row of the curve.
+        progress: print a line now and then, with an estimate of the time left.
+        stop: called with each row; True ends training after it.
+
+    Returns:
+        One row a step: step (from 1), lr, loss, its parts, the gradient's norm, seconds since the start.
+
+    Raises:
+        BadInput: nothing to train, a loss that isn't finite, or a checkpoint of other settings or another model.
+        RuntimeError: a frozen tensor changed.
+    """
+    alike = DistributedDataParallelKwargs(find_unused_parameters=True)  # a step may leave a head out
+    accelerator = Accelerator(mixed_precision="no", kwargs_handlers=[alike])
+    frozen = checkpoint.frozen_hash(model)
+    optimizer = torch.optim.AdamW(_groups(model, settings), lr=settings.lr, betas=settings.betas)
+    wrapped, optimizer = accelerator.prepare(_Loss(model, loss_of), optimizer)
+    curve = checkpoint.resume(model, optimizer, settings, folder, accelerator.device)
+    says = _Progress(settings.steps, progress and accelerator.is_main_process)
+    begun = time.monotonic() - (curve[-1]["seconds"] if curve else 0.0)
+    with torch.random.fork_rng():
+        while len(curve) < settings.steps and not (curve and curve[-1].get("stopped")):
+            row = _one_step(accelerator, wrapped, optimizer, settings, len(curve))
+            row["seconds"] = round(time.monotonic() - begun, 3)
+            curve.append(row)
+            if accelerator.is_main_process and on_step:
+                on_step(row)
+            if _agreed(accelerator, bool(stop and stop(row))):
+                row["stopped"] = 1.0
+            last = len(curve) == settings.steps or "stopped" in row
+            if folder and (last or len(curve) % settings.checkpoint_every == 0):
+                if accelerator.is_main_process:
+                    checkpoint.save(model, optimizer, settings, folder, curve)
+                accelerator.wait_for_everyone()
+            says.step(row)
+    if checkpoint.frozen_hash(model) != frozen:
+        raise RuntimeError("a frozen tensor changed in training: something writes to it besides the optimiser")
+    model.eval()
+    return curve
+
+
+class _Loss(torch.nn.Module):
+    """The loss as a module of its own, so that whatever wraps a model for several processes wraps all of it."""
+
+    def __init__(self, model: torch.nn.Module, loss_of: Callable):
+        super().__init__()
+        self.model, self._loss_of = model, loss_of
+        self._asleep = [m for m in model.modules() if checkpoint.is_frozen(m)]
+
+    def forward(self, step: Step) -> dict[str, torch.Tensor]:
+        self.model.train()
+        for module in self._asleep:  # in training mode a frozen BatchNorm would still move its statistics
+            module.eval()
+        loss = self._loss_of(self.model, step)
+        return loss if isinstance(loss, dict) else {"loss": loss}
+
+
+def _one_step(accelerator: Accelerator, wrapped, optimizer, settings: Training, number: int) -> dict[str, float]:
+    """Gradients of all parts, one update; the row of the curve holds means over parts and processes."""
+    for group in optimizer.param_groups:
+        group["lr"] = settings.lr_at(number)
+    total: dict[str, torch.Tensor] = {}
+    for part in range(settings.accumulate):
+        step = Step(number, settings.seed, accelerator.process_index, accelerator.num_processes, part,
+                    settings.accumulate)  # fmt: skip
+        torch.manual_seed(int(step.rng(f"dropout {step.rank} {part}").integers(2**62)))
+        last = part == settings.accumulate - 1
+        with nullcontext() if last else accelerator.no_sync(wrapped):
+            with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+                parts = wrapped(step)
+            _check_names(parts)
+            accelerator.backward(sum(parts.values()) / settings.accumulate)
+        for name, value in parts.items():
+            total[name] = total.get(name, 0.0) + value.detach().float() / settings.accumulate
+    means = {name: float(accelerator.reduce(value, "mean")) for name, value in total.items()}
+    _check_finite(means, number, settings)
+    limit = settings.clip or math.inf
+    norm = float(accelerator.clip_grad_norm_(wrapped.parameters(), limit))
+    _check_finite({"gradient": norm}, number, settings)
+    optimizer.step()
+    optimizer.zero_grad()
+    named = {} if set(means) == {"loss"} else means
+    return {"step": number + 1, "lr": settings.lr_at(number), "loss": sum(means.values()), **named, "gradient": norm}
+
+
+def _check_names(parts: dict[str, torch.Tensor]) -> None:
+    if not parts or (set(parts) != {"loss"} and set(parts) & set(RESERVED)):
+        raise BadInput(f"the loss has the parts {sorted(parts)}; give at least one, and none called {RESERVED}")
+
+
+def _check_finite(values: dict[str, float], number: int, settings: Training) -> None:
+    wrong = {name: value for name, value in values.items() if not math.isfinite(value)}
+    if wrong:
+        told = ", ".join(f"{name!r} is {value}" for name, value in wrong.items())
+        raise BadInput(
+            f"training stopped at step {number + 1} of {settings.steps}: {told}; look at that step's batch, or lower"
+            f" the learning rate of {settings.lr:g}. Nothing of this step was kept"
+        )
+
+
+def _agreed(accelerator: Accelerator, wish: bool) -> bool:
+    """Stop in all processes if one wishes to."""
+    return bool(accelerator.reduce(torch.tensor(float(wish), device=accelerator.device), "sum") > 0)
+
+
+def _groups(model: torch.nn.Module, settings: Training) -> list[dict]:
+    """Two groups of trainable parameters: weights, which decay, and vectors, which don't."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    if not trainable:
+        raise BadInput("nothing in the model is trainable; set requires_grad on what shall be trained")
+    weights, vectors = [p for p in trainable if p.ndim > 1], [p for p in trainable if p.ndim <= 1]
+    groups = [(weights, settings.weight_decay), (vectors, 0.0)]
+    return [{"params": params, "weight_decay": decay} for params, decay in groups if params]
+
+
+class _Progress:
+    """``step 120/780 · loss 3.214 · 52 s (about 4 min 46 s left)``: renewed on a terminal, ten lines in a log."""
+
+    def __init__(self, steps: int, wanted: bool):
+        self._steps, self._wanted, self._terminal = steps, wanted, sys.stdout.isatty()
+        self._first: tuple[int, float] | None = None
+        self._shown = 0.0
+
+    def step(self, row: dict[str, float]) -> None:
+        done, seconds = int(row["step"]), row["seconds"]
+        self._first = self._first or (done, seconds)
+        last = done == self._steps or "stopped" in row
+        tenth = done * 10 // self._steps > (done - 1) * 10 // self._steps
+        due = seconds - self._shown > 0.5 if self._terminal else tenth
+        if not self._wanted or not (due or last):
+            return
+        self._shown = seconds
+        pace = (seconds - self._first[1]) / max(1, done - self._first[0])
+        left = "" if last or done == self._first[0] else f" (about {duration(pace * (self._steps - done))} left)"
+        line = f"step {done}/{self._steps} · loss {row['loss']:.3f} · {duration(seconds)}{left}"
+        sys.stdout.write(f"\r{line}\x1b[K" + "\n" * last if self._terminal else f"{line}\n")
+        sys.stdout.flush()

@@ -1,0 +1,112 @@
+"""Checkpoints of a training run: weights, optimiser and curve as one folder that appears whole; frozen tensors by hash.
+
+Only what training changes is stored. The rest, a pretrained text tower for example, is checked by its hash when a run
+is taken up again.
+"""
+
+import hashlib
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from ctvlm_lib.errors import BadInput, atomic_path
+
+if TYPE_CHECKING:
+    from ctvlm_lib.training import Training
+
+
+def is_frozen(module: torch.nn.Module) -> bool:
+    """Whether a module has parameters and none of them is trainable."""
+    needs = [p.requires_grad for p in module.parameters()]
+    return bool(needs) and not any(needs)
+
+
+def frozen(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters without gradient, and the buffers of modules that have nothing to train."""
+    asleep = [name for name, module in model.named_modules() if is_frozen(module)]
+    buffers = {n: b for n, b in model.named_buffers() if any(not a or n.startswith(f"{a}.") for a in asleep)}
+    return {n: p for n, p in model.named_parameters() if not p.requires_grad} | buffers
+
+
+def moving(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """All that training changes: trainable parameters, and the stored buffers of their modules."""
+    still, stored = frozen(model), model.state_dict()
+    buffers = {n: b for n, b in model.named_buffers() if n in stored}
+    return {n: t.detach() for n, t in {**dict(model.named_parameters()), **buffers}.items() if n not in still}
+
+
+def frozen_hash(model: torch.nn.Module) -> str:
+    """SHA-256 of the frozen tensors with their names, shapes and types."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(frozen(model).items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save(model, optimizer, settings: "Training", folder: str | Path, curve: list[dict]) -> Path:
+    """Write a checkpoint named by its step, then remove the older ones; a kill at any moment leaves a whole one."""
+    folder = Path(folder)
+    target = folder / f"step-{len(curve):07d}"
+    with atomic_path(target) as partial:
+        partial.mkdir()
+        # clones: safetensors refuses tensors that share memory
+        save_file({n: t.cpu().clone().contiguous() for n, t in moving(model).items()}, partial / "model.safetensors")
+        torch.save(optimizer.state_dict(), partial / "optimizer.pt")
+        record = {"settings": asdict(settings), "frozen": frozen_hash(model), "curve": curve}
+        (partial / "curve.json").write_text(json.dumps(record), encoding="utf-8")
+    for other in (*folder.glob("step-*"), *folder.glob(".*.partial.step-*")):
+        if other != target:
+            shutil.rmtree(other, ignore_errors=True)
+    return target
+
+
+def resume(model, optimizer, settings: "Training", folder: str | Path | None, device) -> list[dict]:
+    """Load the latest checkpoint of a folder into model and optimiser.
+
+    Returns:
+        Its curve; an empty one where no folder is given or no checkpoint lies there.
+
+    Raises:
+        BadInput: it can't be read, or it belongs to other settings, other frozen weights or another model.
+    """
+    found = sorted(Path(folder).glob("step-*")) if folder else []
+    if not found:
+        return []
+    latest = found[-1]
+    try:
+        record = json.loads((latest / "curve.json").read_text(encoding="utf-8"))
+        tensors = load_file(latest / "model.safetensors")
+        state = torch.load(latest / "optimizer.pt", map_location=device, weights_only=True)
+    except Exception as error:  # whatever the three readers raise, the advice is the same
+        raise BadInput(f"the checkpoint {latest} can't be read ({error}); remove it to start anew") from error
+    _check_same(record, model, settings, latest)
+    _check_tensors(tensors, moving(model), latest)
+    for name, tensor in moving(model).items():
+        tensor.copy_(tensors[name])
+    optimizer.load_state_dict(state)
+    return record["curve"]
+
+
+def _check_same(record: dict, model, settings: "Training", latest: Path) -> None:
+    asked = json.loads(json.dumps(asdict(settings)))  # tuples as the file has them
+    differ = [k for k in asked if k != "checkpoint_every" and record["settings"].get(k) != asked[k]]
+    if differ:
+        told = ", ".join(f"{k} was {record['settings'].get(k)} and is {asked[k]}" for k in differ)
+        raise BadInput(f"the checkpoint {latest} was trained with other settings ({told}); choose another folder")
+    if record["frozen"] != frozen_hash(model):
+        raise BadInput(f"the checkpoint {latest} belongs to other frozen weights; choose another folder")
+
+
+def _check_tensors(given: dict, wanted: dict, latest: Path) -> None:
+    odd = sorted(set(wanted) ^ set(given)) or [n for n in wanted if wanted[n].shape != given[n].shape]
+    if odd:
+        raise BadInput(
+            f"the checkpoint {latest} is of another model: {odd[0]} and {len(odd) - 1} more tensors differ;"
+            " choose another folder"
+        )

@@ -1,0 +1,249 @@
+"""The training loop: resumes bit for bit, keeps frozen tensors, says where a loss breaks, equal in two processes."""
+
+import json
+import math
+import os
+import socket
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from ctvlm_lib.errors import BadInput
+from ctvlm_lib.training import Step, Training, train
+
+SETTINGS = Training(steps=12, lr=1e-2, checkpoint_every=4, seed=3)
+
+
+def small_model() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.GELU(), nn.Dropout(0.2), nn.Linear(8, 1))
+
+
+def batch_of(step: Step, size: int = 8):
+    x = torch.from_numpy(step.rng("batch").normal(size=(size, 4))).float()
+    return step.mine(x)
+
+
+def loss_of(model, step):
+    x = batch_of(step)
+    return ((model(x)[:, 0] - x.sum(1)) ** 2).mean()
+
+
+def without_seconds(curve):
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in curve]
+
+
+def run(folder=None, stop=None, settings=SETTINGS, model=None, loss=loss_of):
+    model = model or small_model()
+    return model, train(model, loss, settings, folder=folder, stop=stop, progress=False)
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_killed_run_resumes_to_the_same_curve_and_weights(tmp_path):
+    def killed(model, step):
+        if step.number == 7:  # between two checkpoints
+            raise Killed
+        return loss_of(model, step)
+
+    whole_model, whole = run()
+    with pytest.raises(Killed):
+        run(tmp_path, loss=killed)
+    model, resumed = run(tmp_path)
+    assert without_seconds(resumed) == without_seconds(whole)
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.state_dict().values(), whole_model.state_dict().values(), strict=True)
+    )
+
+
+def test_a_finished_run_is_only_loaded(tmp_path):
+    model, curve = run(tmp_path)
+
+    def never(model, step):
+        raise AssertionError("a finished run computes no loss")
+
+    again, same = run(tmp_path, loss=never)
+    assert same == curve
+    assert torch.equal(again[0].weight, model[0].weight)
+
+
+def test_only_one_whole_checkpoint_is_left(tmp_path):
+    (tmp_path / ".abcd.partial.step-0000002").mkdir(parents=True)  # what a kill leaves
+    run(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-0000012"]
+    assert {p.name for p in (tmp_path / "step-0000012").iterdir()} == {
+        "model.safetensors",
+        "optimizer.pt",
+        "curve.json",
+    }
+
+
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
+    run(tmp_path)
+    with pytest.raises(BadInput, match="lr was 0.01 and is 0.02"):
+        run(tmp_path, settings=replace(SETTINGS, lr=2e-2))
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    run(tmp_path)
+    with pytest.raises(BadInput, match="another model"):
+        run(tmp_path, model=nn.Linear(4, 1))
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path):
+    run(tmp_path)
+    (tmp_path / "step-0000012" / "optimizer.pt").write_bytes(b"no")
+    with pytest.raises(BadInput, match="can't be read"):
+        run(tmp_path)
+
+
+def test_frozen_tensors_stay_and_frozen_batchnorm_keeps_its_statistics(tmp_path):
+    model = small_model()
+    model[0].requires_grad_(False)
+    model[1].requires_grad_(False)
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    run(tmp_path, model=model)
+    same = {n for n, t in model.state_dict().items() if torch.equal(t, before[n])}
+    assert same == {n for n in before if n[0] in "01"}
+
+
+def test_a_resumed_run_notices_other_frozen_weights(tmp_path):
+    for value in (0.0, 1.0):
+        model = small_model()
+        model[0].requires_grad_(False).weight.data.fill_(value)
+        if value:
+            with pytest.raises(BadInput, match="frozen"):
+                run(tmp_path, model=model)
+        else:
+            run(tmp_path, model=model)
+
+
+def test_something_that_writes_to_a_frozen_tensor_is_found():
+    model = small_model()
+    model[0].requires_grad_(False)
+
+    def meddling(model, step):
+        model[0].weight.data += 1
+        return loss_of(model, step)
+
+    with pytest.raises(RuntimeError, match="frozen tensor changed"):
+        run(model=model, loss=meddling)
+
+
+def test_a_loss_that_is_not_finite_names_step_and_part(tmp_path):
+    def broken(model, step):
+        return {"good": loss_of(model, step), "dense": loss_of(model, step) * (math.nan if step.number == 5 else 1)}
+
+    with pytest.raises(BadInput, match="step 6 of 12: 'dense' is nan"):
+        run(tmp_path, loss=broken)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-0000004"]
+
+
+def test_parts_of_the_loss_are_in_the_curve():
+    _, curve = run(loss=lambda m, s: {"a": loss_of(m, s), "b": 2 * loss_of(m, s).detach() + 0 * m[0].bias.sum()})
+    assert all(row["loss"] == pytest.approx(row["a"] + row["b"]) for row in curve)
+
+
+def test_the_rate_warms_up_and_falls_to_zero():
+    plan = Training(steps=100, lr=1.0, warmup_share=0.1)
+    rates = [plan.lr_at(k) for k in range(100)]
+    assert rates[9] == rates[10] == max(rates) == 1.0
+    assert rates[:10] == sorted(rates[:10]) and rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[-1] < 1e-3 and rates[55] == pytest.approx(0.5)
+
+
+def test_vectors_do_not_decay():
+    model = nn.LayerNorm(4)
+
+    def nothing(model, step):
+        return 0 * model(torch.ones(1, 4)).sum()
+
+    train(model, nothing, Training(steps=3, lr=0.1, weight_decay=0.5), progress=False)
+    assert torch.equal(model.weight, torch.ones(4))
+
+
+def test_accumulated_parts_equal_one_batch():
+    def smooth(model, step):  # without BatchNorm and dropout, which know their part only
+        x = batch_of(step)
+        return ((model(x)[:, 0] - x.sum(1)) ** 2).mean()
+
+    weights = []
+    for accumulate in (1, 4):
+        model = nn.Linear(4, 1)
+        nn.init.zeros_(model.weight), nn.init.zeros_(model.bias)
+        run(model=model, loss=smooth, settings=replace(SETTINGS, accumulate=accumulate))
+        weights.append(model.weight.clone())
+    torch.testing.assert_close(*weights, rtol=1e-4, atol=1e-6)  # sums in another order
+
+
+def test_stop_ends_training_and_the_checkpoint_knows(tmp_path):
+    _, curve = run(tmp_path, stop=lambda row: row["step"] == 6)
+    _, again = run(tmp_path)
+    assert len(curve) == 6 and again == curve
+
+
+def test_progress_says_the_time_left(capsys):
+    train(small_model(), loss_of, SETTINGS)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("step 2/12 · loss ") and "left)" in lines[0]
+    assert lines[-1].startswith("step 12/12") and "left" not in lines[-1]
+
+
+@pytest.mark.parametrize("wrong", [{"steps": 0}, {"lr": 0}, {"warmup_share": 2}, {"precision": "fp8"}])
+def test_impossible_settings_are_refused(wrong):
+    with pytest.raises(BadInput):
+        Training(**{"steps": 1, "lr": 1.0} | wrong)
+
+
+def test_nothing_to_train_is_refused():
+    with pytest.raises(BadInput, match="nothing in the model is trainable"):
+        run(model=small_model().requires_grad_(False))
+
+
+def test_a_batch_that_cannot_be_shared_is_refused():
+    with pytest.raises(BadInput, match="multiple of 6"):
+        Step(0, 0, world=3, parts=2).mine(range(8))
+
+
+def test_shares_of_all_calls_are_the_batch():
+    shares = [Step(0, 0, r, 2, p, 3).mine(range(12)) for p in range(3) for r in range(2)]
+    assert [k for share in shares for k in share] == list(range(12))
+
+
+def plain(model, step):
+    x = batch_of(step)
+    return ((model(x)[:, 0] - x.sum(1)) ** 2).mean()
+
+
+def worker(rank: int, port: int, folder: str) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+                   "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}  # fmt: skip
+    torch.set_num_threads(1)
+    model = nn.Linear(4, 1)
+    nn.init.zeros_(model.weight), nn.init.zeros_(model.bias)
+    curve = train(model, plain, SETTINGS, folder=f"{folder}/run", progress=False)
+    if rank == 0:
+        with open(f"{folder}/curve.json", "w", encoding="utf-8") as file:
+            json.dump(curve, file)
+    torch.distributed.barrier()
+    os._exit(0)  # at an ordinary end gloo's threads now and then abort the process after its work is done
+
+
+def test_two_processes_train_as_one_does(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(worker, (port, str(tmp_path)), nprocs=2)
+    model = nn.Linear(4, 1)
+    nn.init.zeros_(model.weight), nn.init.zeros_(model.bias)
+    alone = train(model, plain, SETTINGS, progress=False)
+    both = json.loads((tmp_path / "curve.json").read_text())
+    for a, b in zip(alone, both, strict=True):
+        assert {k: a[k] for k in ("loss", "gradient", "lr")} == pytest.approx(
+            {k: b[k] for k in ("loss", "gradient", "lr")}
+        )
