@@ -1,0 +1,133 @@
+"""The text tower: a pretrained BERT that stays as it is, its embeddings kept on disk."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file, save_file
+
+from ctvlm_lib import assets
+from ctvlm_lib.errors import BadInput, atomic_path
+
+TOWERS = {  # name: (where the weights lie, how they are pooled)
+    "minilm": ("asset minilm", "mean"),
+    "clinicalbert": ("medicalai/ClinicalBERT", "cls"),  # Med3DVLM takes token 0
+}
+POOLS = ("mean", "cls")
+
+
+class TextTower:
+    """Texts to vectors, each text computed once and then read from the cache.
+
+    Args:
+        name: "minilm", the workbook's asset; or in profile ``paper`` "clinicalbert" or any repository of the model hub.
+        profile: quick, full or paper.
+        pool: "mean" over the tokens or "cls" (token 0); None takes what the tower was trained with.
+        cache: folder for embeddings; None takes the workbook's cache.
+
+    Raises:
+        BadInput: a hub outside profile ``paper``, or an unknown pool.
+    """
+
+    def __init__(self, name: str = "minilm", profile: str = "quick", pool: str | None = None, cache=None):
+        where, usual = TOWERS.get(name, (name, "cls"))
+        self.name, self.pool = name, pool or usual
+        if self.pool not in POOLS:
+            raise BadInput(f"a text is pooled by one of {', '.join(POOLS)}, got {self.pool!r}")
+        if name != "minilm" and profile != "paper":
+            raise BadInput(
+                f"text tower {name!r} lies on a model hub, which is asked only in profile paper; take 'minilm'"
+            )
+        self._where = assets.path("minilm") if name == "minilm" else where
+        self._folder = (assets.cache_dir() if cache is None else Path(cache)) / "embeddings"
+        self._loaded = None
+        self.too_long: dict[str, int] = {}
+
+    @property
+    def limit(self) -> int:
+        """Largest number of tokens, special ones included."""
+        return int(self._network()[1].config.max_position_embeddings)
+
+    def embed(self, texts: Sequence[str], cut: bool = False, batch: int = 16) -> torch.Tensor:
+        """Vectors of texts.
+
+        Args:
+            texts: any number, the same text as often as you like.
+            cut: take only the first tokens of a text that is too long, and count it in ``too_long``.
+            batch: texts computed at a time; no result depends on it beyond rounding.
+
+        Returns:
+            float32 ``(len(texts), channels)``, not normalised.
+
+        Raises:
+            BadInput: an empty text, or one that is too long and may not be cut.
+        """
+        empty = [k for k, text in enumerate(texts) if not isinstance(text, str) or not text.strip()]
+        if empty:
+            raise BadInput(
+                f"{len(empty)} of {len(texts)} texts are empty, the first is number {empty[0]}; leave it out"
+            )
+        if not texts:
+            raise BadInput("there is no text to embed; give at least one")
+        different = list(dict.fromkeys(texts))
+        file = self._folder / f"{self._key(different, cut)}.safetensors"
+        vectors = _stored(file, len(different))
+        if vectors is None:
+            vectors = self._computed(different, cut, batch)
+            with atomic_path(file) as partial:
+                save_file({"vectors": vectors}, partial, {"too_long": json.dumps(self.too_long)})
+        at = {text: k for k, text in enumerate(different)}
+        return torch.from_numpy(vectors[[at[text] for text in texts]])
+
+    def _key(self, texts: list[str], cut: bool) -> str:
+        what = [
+            self.name,
+            str(assets.about("minilm")["members"][1]["sha256"]) if self.name == "minilm" else "",
+            self.pool,
+        ]
+        return hashlib.sha256(json.dumps([*what, cut, texts]).encode()).hexdigest()[:24]
+
+    def _network(self):
+        if self._loaded is None:
+            from transformers import AutoModel, AutoTokenizer
+
+            tokenizer = AutoTokenizer.from_pretrained(self._where)
+            self._loaded = tokenizer, AutoModel.from_pretrained(self._where).eval().requires_grad_(False)
+        return self._loaded
+
+    def _computed(self, texts: list[str], cut: bool, batch: int) -> np.ndarray:
+        tokenizer, network = self._network()
+        lengths = [len(ids) for ids in tokenizer(texts, truncation=False, verbose=False)["input_ids"]]
+        self.too_long = {text[:40]: n for text, n in zip(texts, lengths, strict=True) if n > self.limit}
+        if self.too_long and not cut:
+            raise BadInput(
+                f"{len(self.too_long)} of {len(texts)} texts are longer than {self.limit} tokens, the longest has"
+                f" {max(lengths)}; shorten them, or let them be cut with cut=True"
+            )
+        order = np.argsort(lengths)  # texts of like length together: less padding to compute
+        vectors = np.empty((len(texts), network.config.hidden_size), np.float32)
+        for start in range(0, len(texts), batch):
+            some = order[start : start + batch]
+            vectors[some] = self._pooled(tokenizer, network, [texts[k] for k in some]).numpy()
+        return vectors
+
+    @torch.inference_mode()
+    def _pooled(self, tokenizer, network, texts: list[str]) -> torch.Tensor:
+        inputs = tokenizer(texts, return_tensors="pt", padding=True, truncation=True, max_length=self.limit)
+        hidden = network(**inputs).last_hidden_state.float()  # (texts, tokens, channels)
+        if self.pool == "cls":
+            return hidden[:, 0]
+        mask = inputs["attention_mask"][..., None]
+        return (hidden * mask).sum(1) / mask.sum(1)
+
+
+def _stored(file: Path, count: int) -> np.ndarray | None:
+    """Vectors of a file; None if there is none or it is damaged."""
+    try:
+        vectors = load_file(file)["vectors"]
+    except Exception:  # absent, cut short or of another format: all mean that it must be computed
+        return None
+    return vectors if len(vectors) == count else None
