@@ -14,6 +14,8 @@ COMMANDS = {
     "doctor": ("ctvlm_lib.doctor", "check this installation: versions, device, memory, data, folders"),
     "assets": ("ctvlm_lib.assets", "list or fetch the real CTs and small models that the workbook uses"),
     "run": ("ctvlm_lib.workbook", "run the notebooks end to end and write the report page"),
+    "arm": ("ctvlm_lib.arm_command", "train, score and store one arm of a table"),
+    "train": ("ctvlm_lib.train_command", "train again a network that ships with the workbook"),
     "render": ("ctvlm_lib.prompt.command", "draw a visual prompt (contour, box) into a CT and save it"),
     "app": ("ctvlm_lib.explore", "open the prompt explorer in the browser"),
 }

@@ -133,3 +133,13 @@ def test_a_path_that_the_system_refuses_is_one_line(monkeypatch, capsys):
     monkeypatch.setattr(doctor, "command", refuse)
     assert command_line.main(["doctor"]) == 2
     assert capsys.readouterr().err == f"ctvlm: {'x' * 300}: File name too long; give another path\n"
+
+
+def test_the_arm_command_lists_its_arms_and_refuses_others(capsys):
+    from ctvlm_lib.alignment import arms
+
+    assert command_line.main(["arm"]) == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in listed] == list(arms.ARMS)
+    assert command_line.main(["arm", "C"]) == 2
+    assert "no arm is called 'C'; there are: A1, A, " in capsys.readouterr().err

@@ -1,5 +1,6 @@
-"""VISTA-3D prompted by class: preprocessing, prompts, sliding window, and back onto the CT's grid."""
+"""VISTA-3D prompted by class or by points: preprocessing, sliding window, and back onto the CT's grid."""
 
+import warnings
 from collections.abc import Sequence
 from numbers import Integral
 from pathlib import Path
@@ -10,8 +11,9 @@ import numpy as np
 from ctvlm_lib import anatomy
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.mask import LabelMap, bounding_box
+from ctvlm_lib.segment.small import Trained
 from ctvlm_lib.segment.weights import load_vista3d
-from ctvlm_lib.volume import RECIPES, Volume, grid
+from ctvlm_lib.volume import RECIPES, Volume, grid, recipe
 
 if TYPE_CHECKING:
     import torch
@@ -22,22 +24,26 @@ OVERLAP = 0.3
 MARGIN_VOX = 10
 
 
-def preprocess(volume: Volume) -> tuple[np.ndarray, Volume]:
+def preprocess(volume: Volume, spacing_mm: tuple[float, float, float] = SPACING_MM) -> tuple[np.ndarray, Volume]:
     """Prepare a CT as the bundle does: 1.5 mm, cropped to what is above 0 HU and 10 voxels around, [0, 1], RAS axes.
 
     Grids are matched edge to edge; MONAI's Spacing matches the first voxels' centres, less than a voxel elsewhere.
 
+    Args:
+        volume: a CT in HU.
+        spacing_mm: (z, y, x) that the network was trained with; 1.5 mm for the released one.
+
     Returns:
-        the model tensor ``(1, 1, X, Y, Z)`` float32, and the 1.5 mm volume ``(D, H, W)`` it shows, whose affine
+        the model tensor ``(1, 1, X, Y, Z)`` float32, and the resampled volume ``(D, H, W)`` it shows, whose affine
         places it.
 
     Source: MONAI bundle vista3d, configs/inference.json; intensities and axes are those of ``RECIPES["VISTA-3D"]``.
     """
-    fine = volume.resample(SPACING_MM)
+    fine = volume.resample(spacing_mm)
     box = bounding_box(fine.hu > 0)
     if box is not None:
         fine = fine.crop(tuple(slice(max(0, s.start - MARGIN_VOX), s.stop + MARGIN_VOX) for s in box))
-    return RECIPES["VISTA-3D"](fine), fine
+    return recipe.vista3d(fine, spacing_mm), fine
 
 
 def class_ids(classes: str | int | Sequence[str | int]) -> tuple[int, ...]:
@@ -69,10 +75,10 @@ def class_ids(classes: str | int | Sequence[str | int]) -> tuple[int, ...]:
 def segment(
     volume: Volume,
     classes: str | int | Sequence[str | int],
-    weights: "str | Path | torch.nn.Module",
+    weights: "str | Path | torch.nn.Module | Trained",
     *,
     profile: str = "quick",
-    patch: tuple[int, int, int] = PATCH,
+    patch: tuple[int, int, int] | None = None,
     overlap: float = OVERLAP,
     device: str | None = None,
     memory_gb: float = 2.0,
@@ -83,9 +89,10 @@ def segment(
     Args:
         volume: a CT in HU, any spacing and orientation.
         classes: see :func:`class_ids`.
-        weights: see :func:`load_vista3d`, or a network that it returned (for several volumes).
+        weights: see :func:`load_vista3d`, or a network that it returned (for several volumes), or the small network of
+            :func:`ctvlm_lib.segment.load_small`, which brings its own spacing.
         profile: hubs are asked only in ``paper``.
-        patch: the sliding window, voxels of 1.5 mm along X, Y, Z; multiples of 16.
+        patch: the sliding window, voxels along X, Y, Z; multiples of 16. None takes the network's own.
         overlap: of neighbouring windows, 0 ≤ overlap < 1.
         device: ``"cpu"`` or ``"cuda"``; None takes a GPU if torch sees one.
         memory_gb: for the logits of the whole volume; more classes than fit are prompted in several passes, each of
@@ -100,21 +107,90 @@ def segment(
 
     Source: MONAI bundle vista3d, scripts/inferer.py (Gaussian blending, replicate padding) and VistaPostTransformd.
     """
-    if any(n < 16 or n % 16 for n in patch):
+    if patch is not None and any(n < 16 or n % 16 for n in patch):
         raise BadInput(f"a window of {grid.size_text(patch)} can't be halved four times; take multiples of 16")
     if not 0 <= overlap < 1:
         raise BadInput(f"windows can't overlap by {overlap:g}; choose 0 to 0.9 (the bundle takes {OVERLAP})")
     ids = class_ids(classes)
-    network, source = _network(weights, profile)
-    tensor, fine = preprocess(volume)
+    network, source, spacing_mm, usual = _network(weights, profile, ids)
+    patch = patch or usual
+    tensor, fine = preprocess(volume, spacing_mm)
     found = _best_class(network, tensor, ids, patch, overlap, device, memory_gb, progress)
-    labels = RECIPES["VISTA-3D"].for_display(found[None, None])
-    labels = grid.resample(labels, fine.affine, volume.shape, volume.affine, order="nearest", fill=0)
     note = (
         f"segmented by VISTA-3D ({source}): {len(ids)} class prompts,"
         f" windows of {grid.size_text(patch)} overlapping by {overlap:g}"
     )
-    names = {i: anatomy.vocabulary("vista3d")[i] for i in ids}
+    return _label_map(found, fine, volume, {i: anatomy.vocabulary("vista3d")[i] for i in ids}, note)
+
+
+def segment_at(
+    volume: Volume,
+    points: Sequence[Sequence[float]],
+    weights: "str | Path | torch.nn.Module | Trained",
+    *,
+    negative: Sequence[Sequence[float]] = (),
+    name: str = "structure",
+    profile: str = "quick",
+    patch: tuple[int, int, int] | None = None,
+) -> LabelMap:
+    """Segment the one structure that points lie in, whatever it is called.
+
+    Args:
+        volume: a CT in HU.
+        points: (d, h, w) voxels of ``volume`` inside the structure, at least one.
+        weights, profile, patch: as :func:`segment`.
+        negative: voxels outside the structure, near where the mask shouldn't go.
+        name: what to call the structure in the result.
+
+    Returns:
+        a LabelMap with the number 1 on the volume's grid.
+
+    Raises:
+        BadInput: no point, or one outside the volume or the body; as :func:`segment`.
+
+    Source: MONAI's point_based_window_inferer: one window around each point, the logits of overlapping windows added.
+    """
+    import torch
+    from monai.apps.vista3d.inferer import point_based_window_inferer
+
+    network, source, spacing_mm, usual = _network(weights, profile, ())
+    tensor, fine = preprocess(volume, spacing_mm)
+    clicks = [*_tensor_points(points, volume, fine), *_tensor_points(negative, volume, fine)]
+    if not len(points):
+        raise BadInput("no point was given inside the structure; click at least once")
+    how = {
+        "point_coords": torch.tensor([clicks], dtype=torch.float32),  # (1, clicks, 3)
+        "point_labels": torch.tensor([[1] * len(points) + [0] * len(negative)]),
+        "prompt_class": torch.tensor([[1]]),  # any class that the network supports
+    }
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Setting affine", UserWarning)  # of MONAI's own MetaTensor
+        image = torch.from_numpy(tensor)
+        logits = point_based_window_inferer(image, patch or usual, network, transpose=True, **how)
+    found = (torch.nan_to_num(logits[0, 0], nan=-1.0) > 0).numpy().astype(np.uint8)
+    note = f"segmented by VISTA-3D ({source}) from {len(points)} points inside and {len(negative)} outside"
+    return _label_map(found, fine, volume, {1: name}, note)
+
+
+def _tensor_points(points: Sequence[Sequence[float]], volume: Volume, fine: Volume) -> list[list[float]]:
+    """(d, h, w) of a CT → (x, y, z) of the network's tensor in RAS axes."""
+    made = []
+    for point in points:
+        d, h, w = fine.voxel_of(volume.mm_of(np.asarray(point, dtype=float)))
+        inside = all(-0.5 <= at < n - 0.5 for at, n in zip((d, h, w), fine.shape, strict=True))
+        if not inside:
+            raise BadInput(
+                f"the point {tuple(float(p) for p in point)} lies outside the part of the CT that holds the body;"
+                f" give (d, h, w) voxels of {volume!r}"
+            )
+        made.append([fine.shape[2] - 1 - w, fine.shape[1] - 1 - h, d])
+    return made
+
+
+def _label_map(found: np.ndarray, fine: Volume, volume: Volume, names: dict[int, str], note: str) -> LabelMap:
+    """Labels of the network's grid ``(X, Y, Z)`` in RAS axes on the CT's own grid."""
+    labels = RECIPES["VISTA-3D"].for_display(found[None, None])
+    labels = grid.resample(labels, fine.affine, volume.shape, volume.affine, order="nearest", fill=0)
     return LabelMap(labels.astype(np.uint16), volume.affine.copy(), names, volume.orientation, (note,))
 
 
@@ -130,11 +206,19 @@ def windows(shape: Sequence[int], patch: Sequence[int] = PATCH, overlap: float =
     return dense_patch_slices(padded, patch, step)
 
 
-def _network(weights, profile: str):
-    """A network ready to predict, and where it came from."""
+def _network(weights, profile: str, ids: tuple[int, ...]):
+    """A network ready to predict, where it came from, its spacing in mm and its window."""
+    if isinstance(weights, Trained):
+        untrained = [anatomy.vocabulary("vista3d")[i] for i in ids if i not in weights.class_ids]
+        if untrained:
+            raise BadInput(
+                f"{weights.name} was never trained for {', '.join(untrained[:3])}"
+                f"{' and more' * (len(untrained) > 3)}; it knows {', '.join(weights.classes)}"
+            )
+        return weights.network, weights.name, weights.spacing_mm, weights.patch
     if callable(getattr(weights, "forward", None)):
-        return weights, "a network that was handed over"
-    return load_vista3d(weights, profile), f"weights {Path(str(weights)).name}"
+        return weights, "a network that was handed over", SPACING_MM, PATCH
+    return load_vista3d(weights, profile), f"weights {Path(str(weights)).name}", SPACING_MM, PATCH
 
 
 def _best_class(network, tensor, ids, patch, overlap, device, memory_gb, progress) -> np.ndarray:

@@ -83,9 +83,9 @@ def merlin(volume: Volume) -> np.ndarray:
     return _to_ras(_fixed_field(volume, MERLIN_MM, (160, 224, 224), to=(0.0, 1.0)))
 
 
-def vista3d(volume: Volume) -> np.ndarray:
+def vista3d(volume: Volume, spacing_mm: tuple[float, float, float] = VISTA3D_MM) -> np.ndarray:
     """VISTA-3D: 1.5 mm isotropic, [−963.8, 1053.7] HU to [0, 1], RAS axes (x, y, z); any size."""
-    hu = volume.resample(VISTA3D_MM).hu
+    hu = volume.resample(spacing_mm).hu
     return _to_ras(scale_range(hu, *VISTA3D_HU)[None, None])
 
 

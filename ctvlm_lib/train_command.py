@@ -1,0 +1,55 @@
+"""``ctvlm train NAME``: train again, from nothing, a network that ships with the workbook."""
+
+import argparse
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from ctvlm_lib import checkpoints
+from ctvlm_lib.errors import BadInput
+from ctvlm_lib.run import check_seed, run_folder
+
+
+@dataclass(frozen=True)
+class Trainable:
+    """A network that can be trained: where ``make(folder, work, seed=…)`` lies, what it is, and how long it takes."""
+
+    module: str
+    what: str
+    minutes: int
+
+
+TRAININGS = {
+    "vista3d_phantom": Trainable(
+        "ctvlm_lib.segment.small_training", "small VISTA-3D of notebook 20: phantoms at 64×64×64, 2,400 steps", 20
+    ),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``ctvlm train``."""
+    parser.add_argument("name", nargs="?", metavar="NAME", help="what to train; without it, the list")
+    parser.add_argument("--seed", type=int, default=0, help="of everything random (default 0)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="folder for the checkpoint (default: full/checkpoints of the output folder)",
+    )
+
+
+def command(args: argparse.Namespace) -> int:
+    """Run ``ctvlm train``; a run that was stopped goes on where its last checkpoint was written."""
+    if args.name is None:
+        for name, one in TRAININGS.items():
+            print(f"{name:20} {one.what}; about {one.minutes} min on one CPU core")
+        return 0
+    if args.name not in TRAININGS:
+        raise BadInput(f"nothing called {args.name!r} can be trained; there are: {', '.join(TRAININGS)}")
+    check_seed(args.seed)
+    folder = args.out or run_folder("full") / "checkpoints"
+    work = run_folder("full") / "training" / f"{args.name}-seed{args.seed}"
+    made = importlib.import_module(TRAININGS[args.name].module).make(folder, work, seed=args.seed)
+    record = checkpoints.record(made.name, made.parent)
+    print(f"{made.name}: {record['seconds'] / 60:.0f} min, {record['weights']['bytes'] / 1e6:.1f} MB, in {made}")
+    return 0
