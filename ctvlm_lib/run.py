@@ -174,19 +174,20 @@ class Run:
         self._note("tables", name, {"file": f"tables/{target.name}", "caption": caption})
         return frame
 
-    def figure(self, figure, name: str, caption: str) -> None:
-        """Save a matplotlib figure as ``figures/<number>_<name>.png`` or ``.jpg`` (≤ 40 kB), show it and close it.
+    def figure(self, figure, name: str, caption: str, limit_kb: int = 40) -> None:
+        """Save a matplotlib figure as ``figures/<number>_<name>.png`` or ``.jpg``, show it and close it.
 
         Args:
             figure: a ``matplotlib.figure.Figure``.
             name: letters, digits, ``-`` and ``_``.
             caption: what it shows, one sentence; becomes the picture's alternative text.
+            limit_kb: largest file, at most 40 kB; less where a notebook has many pictures.
         """
         import matplotlib.pyplot as plt
 
-        from ctvlm_lib.figure_file import encode
+        from ctvlm_lib.figure_file import LIMIT_BYTES, encode
 
-        content, suffix, width_px = encode(figure)
+        content, suffix, width_px = encode(figure, min(LIMIT_BYTES, 1000 * limit_kb))
         target = self.path(f"figures/{self.number}_{_checked(name)}.{suffix}")
         with atomic_path(target) as partial:
             partial.write_bytes(content)

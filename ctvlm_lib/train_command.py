@@ -21,7 +21,7 @@ class Trainable:
 
 TRAININGS = {
     "vista3d_phantom": Trainable(
-        "ctvlm_lib.segment.small_training", "small VISTA-3D of notebook 20: phantoms at 64×64×64, 2,400 steps", 20
+        "ctvlm_lib.segment.small_training", "small VISTA-3D of notebook 20: phantoms at 64×64×64, 1,800 steps", 21
     ),
 }
 

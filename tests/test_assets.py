@@ -224,6 +224,7 @@ def test_an_interrupted_download_leaves_nothing_and_can_be_repeated(place):
 def test_an_interrupted_unpacking_keeps_the_archive_and_what_was_complete(place):
     place.offer(make_wheel(place.index, FILES))
     with place.monkeypatch.context() as patch:
+
         def interrupt(stream, target, member):
             if member["to"] == "other.txt":
                 target.write_bytes(b"sec")

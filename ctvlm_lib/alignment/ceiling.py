@@ -1,6 +1,7 @@
 """The ceiling: what a linear read-out of the frozen tokens knows about a region's finding.
 
-No decoder behind the encoder can answer better than the features allow, so this number stands in every table.
+It stands in every table: a decoder that answers worse hasn't used what is there. It is a practical ceiling, not a proof;
+a read-out that isn't linear may find more.
 """
 
 from collections.abc import Callable

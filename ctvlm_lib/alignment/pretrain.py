@@ -23,6 +23,7 @@ from ctvlm_lib.alignment.text import TextTower
 from ctvlm_lib.encoder import dcformer, inflate, vit3d
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.records import phantom, protocol
+from ctvlm_lib.run import commit
 from ctvlm_lib.training import Curve, Training, train
 
 OBJECTIVES = ("report", "dense", "prompted")
@@ -205,11 +206,11 @@ def thinned(curve: Curve, rows: int = 60) -> list[dict]:
 def _cost(curve: Curve, config: Pretraining) -> dict:
     seconds = curve[-1]["seconds"] if curve else 0.0
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-    where = gpu or f"CPU ({platform.machine()}), {torch.get_num_threads()} thread(s), shared with other work"
+    where = gpu or f"CPU ({platform.machine()}), {torch.get_num_threads()} thread(s)"
     return {
         "minutes": round(seconds / 60, 2), "volumes_per_s": round(config.batch * len(curve) / max(seconds, 1e-9), 1),
         "hardware": where, "torch": torch.__version__.split("+")[0], "seed": config.training.seed,
-        "profile": config.profile,
+        "profile": config.profile, "commit": commit(),
     }  # fmt: skip
 
 

@@ -38,9 +38,7 @@ def compare(
     width = (width_in - 2 * GUTTER * len(items)) / len(items)
     shown = [_slice_of(image, plane, index) for _, image, *_ in items]
     shrink = min(1, 5 / (width * max(framed.size_mm[0] / framed.size_mm[1] for framed, _, _ in shown)))
-    notes = [
-        _note(framed, at, note, width) for (_, _, *note), (framed, _, at) in zip(items, shown, strict=True)
-    ]
+    notes = [_note(framed, at, note, width) for (_, _, *note), (framed, _, at) in zip(items, shown, strict=True)]
     sizes = [(width * shrink, width * shrink * framed.size_mm[0] / framed.size_mm[1]) for framed, _, _ in shown]
     below = 2.1 * ROW + 0.15 * max(note.count("\n") + 1 for note in notes)
     figure, top = page(width_in, max(height for _, height in sizes) + below, title, "", "", above=2 * ROW)

@@ -110,9 +110,7 @@ def draw_abdomen(canvas: Canvas, habitus: Habitus, organs: Organs, cavity: np.nd
     under = np.zeros(canvas.shape)
     x, y, z = canvas.at(box)
     below = np.where(x > 6.0, dome(canvas, habitus, True, box), dome(canvas, habitus, False, box)) - 3.0 - z
-    under[box] = np.minimum(
-        edge(cavity[box] - 2.0, canvas.step_xy), edge(below, canvas.step_z + 0.6 * canvas.step_xy)
-    )
+    under[box] = np.minimum(edge(cavity[box] - 2.0, canvas.step_xy), edge(below, canvas.step_z + 0.6 * canvas.step_xy))
     _draw_bowel(canvas, texture, under)
     spine_y = 37.0
     for side in (-1.0, 1.0):
