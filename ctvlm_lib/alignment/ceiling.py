@@ -1,7 +1,7 @@
 """The ceiling: what a linear read-out of the frozen tokens knows about a region's finding.
 
-It stands in every table: a decoder that answers worse hasn't used what is there. It is a practical ceiling, not a proof;
-a read-out that isn't linear may find more.
+It stands in every table: a decoder that answers worse hasn't used what is there. It is a practical ceiling, not a
+proof; a read-out that isn't linear may find more.
 """
 
 from collections.abc import Callable
