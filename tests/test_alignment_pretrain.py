@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -23,7 +24,7 @@ from ctvlm_lib.alignment.prompted import (
 )
 from ctvlm_lib.alignment.retrieval import recalls
 from ctvlm_lib.alignment.scans import Scans, batch_of
-from ctvlm_lib.alignment.scoring import Predictions, marked_accuracy, predict
+from ctvlm_lib.alignment.scoring import Predictions, marked_accuracy, marked_tokens, predict
 from ctvlm_lib.alignment.tokens import shares
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.prompt import box_outline, contour
@@ -153,6 +154,28 @@ def test_marked_and_other_tokens_are_told_apart(data):
     rows, positive = place_rows(share, np.array([liver, -1]))
     assert (rows < 512).all()  # the second volume has no prompt
     assert np.array_equal(positive[:, 0], share[0, liver, rows] >= 0.5) and (positive.sum(axis=1) == 1).all()
+
+
+class Seer:
+    """Tokens that say how colourful the brightest voxel below them is, and nothing else."""
+
+    encoder = SimpleNamespace(grids=lambda size: [(8, 8, 8), (2, 4, 4)])
+    place = SimpleNamespace(texts=lambda captions: torch.eye(2), images=lambda tokens: tokens)
+    pairings = {"place": place}
+
+    def eval(self):
+        return self
+
+    def __call__(self, picture):
+        colour = picture.amax(dim=1) - picture.amin(dim=1)  # 0 where grey
+        seen = torch.nn.functional.max_pool3d(colour[:, None], (4, 8, 8)).flatten(2).mT  # (B, 512, 1)
+        return [torch.cat([seen, torch.zeros_like(seen)], dim=2), None], None
+
+
+def test_only_a_reader_who_sees_the_colours_tells_marked_tokens(data):
+    areas = marked_tokens(Seer(), data.scans["train"], data.captions["place"])
+    assert areas["none"] == 0.5
+    assert min(areas["contour"], areas["box"], areas["dual"]) > 0.7
 
 
 def test_prompted_training_needs_a_dense_start(data, tmp_path):

@@ -22,7 +22,7 @@ from ctvlm_lib.training import Step
 STYLES = ("contour", "box", "dual")
 PROMPTED_SHARE = 0.9
 PLACE_CAPTIONS = ("the marked region", "another region")
-FOCUS_WEIGHTS = {"place": 1.0, "focus": 2.0}
+FOCUS_WEIGHTS = {"place": 4.0, "focus": 2.0}
 
 
 def as_picture(image: np.ndarray) -> np.ndarray:

@@ -14,8 +14,9 @@ from ctvlm_lib.alignment.attributes import similarity_by_facts
 from ctvlm_lib.alignment.ceiling import Ceiling, ceiling, read_out, region_features
 from ctvlm_lib.alignment.heads import Aligned
 from ctvlm_lib.alignment.objectives import CAPTIONS
-from ctvlm_lib.alignment.prompted import STYLES, as_picture, distractor_of, draw_prompt
+from ctvlm_lib.alignment.prompted import STYLES, as_picture, distractor_of, draw_prompt, place_rows
 from ctvlm_lib.alignment.scans import Scans, as_input, kinds_of
+from ctvlm_lib.alignment.tokens import shares as token_shares
 from ctvlm_lib.errors import BadInput, atomic_path
 from ctvlm_lib.records.phantom import REGIONS
 from ctvlm_lib.records.questions import NONE
@@ -109,27 +110,67 @@ def marked_accuracy(model: Aligned, scans: Scans, captions: torch.Tensor, seed: 
         Style, or "none" for the same question without a prompt → share of right kinds out of those that the region
         can show; and "majority", the share of regions without a finding.
     """
-    model.eval()
-    rng = np.random.default_rng(seed)
-    asked = np.array([rng.choice(np.flatnonzero(found >= 0)) for found in scans.found])
+    asked = _asked(scans, seed)
     truth = [kinds_of(REGIONS[r])[k] for r, k in zip(asked, scans.found[np.arange(len(scans)), asked], strict=True)]
     texts = model.pairings["focus"].texts(captions)
     shares = {"majority": float(np.mean([kind == NONE for kind in truth]))}
     for style in ("none", *STYLES):
         right = []
-        for start in range(0, len(scans), batch):
-            some = np.arange(start, min(start + batch, len(scans)))
-            picture = as_picture(as_input(scans.hu[some])[:, None])
-            for k, one in zip(some, picture, strict=True):
-                if style != "none":
-                    other = distractor_of(scans.region[k], scans.found[k], asked[k])
-                    draw_prompt(one, scans.region[k], asked[k], style, other)
-            alike = model.pairings["focus"].images(model(torch.from_numpy(picture))[1]) @ texts.mT
+        for some, _, vectors in _marked(model, scans, asked, style, batch):
+            alike = model.pairings["focus"].images(vectors) @ texts.mT
             for k, row in zip(some, alike.numpy(), strict=True):
                 possible = [CAPTIONS.index(kind) for kind in kinds_of(REGIONS[asked[k]])]
                 right.append(CAPTIONS[possible[int(np.argmax(row[possible]))]] == truth[k])
         shares[style] = float(np.mean(right))
     return shares
+
+
+@torch.inference_mode()
+def marked_tokens(model: Aligned, scans: Scans, captions: torch.Tensor, seed: int = 0, batch: int = 25) -> dict:
+    """Do the tokens tell which region is marked? Area under the ROC curve, tokens of the marked region against others.
+
+    Args:
+        model, scans, seed, batch: as :func:`marked_accuracy`.
+        captions: ``(len(PLACE_CAPTIONS), text channels)``.
+
+    Returns:
+        Style → area: 0.5 where the prompt isn't seen, which "none" has to give; 1 where it is seen everywhere.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    asked = _asked(scans, seed)
+    texts = model.pairings["place"].texts(captions)
+    areas = {}
+    for style in ("none", *STYLES):
+        scores, inside = [], []
+        for some, tokens, _ in _marked(model, scans, asked, style, batch):
+            grid = model.encoder.grids(scans.region.shape[1:])[-2]
+            of_regions = token_shares(scans.region[some], len(REGIONS) + 1, grid)[:, 1:]
+            rows, positive = place_rows(of_regions, asked[some])
+            alike = model.pairings["place"].images(tokens[-2].flatten(0, 1)[torch.from_numpy(rows)]) @ texts.mT
+            scores.append((alike[:, 0] - alike[:, 1]).numpy())
+            inside.append(positive[:, 0])
+        areas[style] = float(roc_auc_score(np.concatenate(inside), np.concatenate(scores)))
+    return areas
+
+
+def _asked(scans: Scans, seed: int) -> np.ndarray:
+    """One region a patient, by index, of those in the field."""
+    rng = np.random.default_rng(seed)
+    return np.array([rng.choice(np.flatnonzero(found >= 0)) for found in scans.found])
+
+
+def _marked(model: Aligned, scans: Scans, asked: np.ndarray, style: str, batch: int):
+    """(indices, tokens, vectors) of volumes with a prompt of a style around each patient's asked region."""
+    model.eval()
+    for start in range(0, len(scans), batch):
+        some = np.arange(start, min(start + batch, len(scans)))
+        picture = as_picture(as_input(scans.hu[some])[:, None])
+        for k, one in zip(some, picture, strict=True):
+            if style != "none":
+                other = distractor_of(scans.region[k], scans.found[k], asked[k])
+                draw_prompt(one, scans.region[k], asked[k], style, other)
+        yield some, *model(torch.from_numpy(picture))
 
 
 def images_for(model: Aligned) -> Callable[[Scans], Callable]:
