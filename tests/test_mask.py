@@ -206,6 +206,12 @@ def test_a_label_map_saved_in_the_files_axes_loads_again(tmp_path):
     np.testing.assert_allclose(nib.load(file).affine, nib.load(SYNTHETIC / "labels.nii.gz").affine)
 
 
+def test_a_saved_label_map_brings_its_names_along(tmp_path):
+    labels = masks.load(SYNTHETIC / "labels.nii.gz", names="vista3d")
+    again = masks.load(labels.save(tmp_path / "again.nii.gz"))
+    assert again.names == labels.names and again.volume_ml("liver") == labels.volume_ml("liver")
+
+
 def test_volume_is_voxels_times_their_size_also_on_an_oblique_grid():
     mask = block(SHAPE, ((1, 1, 1), (3, 4, 5)))
     labels = labels_of(mask, {1: "liver"}, turn=rotation(33))

@@ -121,9 +121,15 @@ class LabelMap:
         return LabelMap(labels, volume.affine.copy(), self.names, self.orientation, (*self.notes, note), overlapping)
 
     def save(self, path: str | Path) -> Path:
-        """Write the label map as NIfTI in the file's own orientation (uint8 where the ids fit)."""
+        """Write the label map as NIfTI in the file's own orientation (uint8 where the ids fit), its names in the header.
+
+        The table of names has the form that TotalSegmentator writes, so that :func:`load` needs no other.
+        """
         small = self.labels.max(initial=0) < 256
-        return save_nifti(path, self.labels.astype(np.uint8 if small else np.uint16), self.affine, self.orientation)
+        rows = "".join(f'<Label Key="{i}"><![CDATA[{name}]]></Label>' for i, name in sorted(self.names.items()))
+        table = f"<LabelTable>{rows}</LabelTable>"
+        stored = self.labels.astype(np.uint8 if small else np.uint16)
+        return save_nifti(path, stored, self.affine, self.orientation, extension=table)
 
 
 def load(path: str | Path, like: Volume | None = None, names: dict[int, str] | str | None = None) -> LabelMap:

@@ -108,7 +108,14 @@ class Volume:
         return save_nifti(path, self.hu.astype(np.int16) if whole else self.hu, self.affine, self.orientation)
 
 
-def save_nifti(path: str | Path, array: np.ndarray, affine: np.ndarray, orientation: str = "LPS", dtype=None) -> Path:
+def save_nifti(
+    path: str | Path,
+    array: np.ndarray,
+    affine: np.ndarray,
+    orientation: str = "LPS",
+    dtype=None,
+    extension: str = "",
+) -> Path:
     """Write a ``(D, H, W)`` array in LPS axes as NIfTI with axes ``orientation``, whole or not at all.
 
     Args:
@@ -116,6 +123,7 @@ def save_nifti(path: str | Path, array: np.ndarray, affine: np.ndarray, orientat
         array: ``(D, H, W)``, or ``(D, H, W, 3)`` uint8 for RGB (NIfTI datatype RGB24).
         affine: index ``(d, h, w)`` → LPS mm.
         orientation: three letters, e.g. ``"RAS"``.
+        extension: text for the header's extension, such as a table of labels.
     """
     path = Path(path)
     if not path.name.endswith((".nii", ".nii.gz")):
@@ -127,6 +135,8 @@ def save_nifti(path: str | Path, array: np.ndarray, affine: np.ndarray, orientat
     image.set_sform(stored_affine, code=1)
     image.set_qform(stored_affine, code=1)
     image.header.set_xyzt_units("mm")
+    if extension:
+        image.header.extensions.append(nib.nifti1.Nifti1Extension(0, extension.encode()))
     with atomic_path(path) as temporary:
         nib.save(image, temporary)
     return path
