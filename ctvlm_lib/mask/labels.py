@@ -121,9 +121,9 @@ class LabelMap:
         return LabelMap(labels, volume.affine.copy(), self.names, self.orientation, (*self.notes, note), overlapping)
 
     def save(self, path: str | Path) -> Path:
-        """Write the label map as NIfTI in the file's own orientation (uint8 where the ids fit), its names in the header.
+        """Write the label map as NIfTI in the file's own orientation (uint8 where the ids fit).
 
-        The table of names has the form that TotalSegmentator writes, so that :func:`load` needs no other.
+        Its names go into the header, in the form that TotalSegmentator writes, so that :func:`load` needs no table.
         """
         small = self.labels.max(initial=0) < 256
         rows = "".join(f'<Label Key="{i}"><![CDATA[{name}]]></Label>' for i, name in sorted(self.names.items()))
