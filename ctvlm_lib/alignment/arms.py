@@ -62,7 +62,7 @@ def run(
         folder: for checkpoints on the way.
         checkpoint_folder: gets ``<name>/`` with weights in float16 and the record; ``start`` is looked up there, then
             among those that ship.
-        results: gets ``<name>/`` with tables, the predictions on test, and the record without its curve.
+        results: gets ``<name>/`` with tables, the predictions on test, and the record.
         profile: how many patients.
         seed: of everything random; any but 0 is added to the names of the two folders.
         on_step, progress: see :func:`ctvlm_lib.training.train`.
@@ -98,8 +98,8 @@ def run(
                 result.record[split]["marked"] = marked
                 places = marked_tokens(result.model, data.scans[split], data.captions["place"])
                 result.record[split]["marked_tokens"] = places
-        brief = {key: value for key, value in result.record.items() if key != "curve"}  # the checkpoint's has it
-        (partial / "record.json").write_text(json.dumps(brief, indent=1, ensure_ascii=False), encoding="utf-8")
+        content = json.dumps(result.record, indent=1, ensure_ascii=False)
+        (partial / "record.json").write_text(content + "\n", encoding="utf-8")
     checkpoints.save(target, result.model, result.record)
     return result
 
