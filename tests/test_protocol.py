@@ -107,7 +107,7 @@ def test_a_cohort_that_shows_too_little_is_said_in_sentences(fixed):
         (("[split.validation]", "[split.valid]"), "lacks split.validation"),
         (("seed = 1003", "seed = 1001"), "two splits have the same seed"),
         (('name = "box-helps"\n', ""), "wrong or missing field 'name'"),
-        (("version = 1", "version 1"), "isn't TOML"),
+        (("power = 0.8", "power 0.8"), "isn't TOML"),
     ],
 )
 def test_a_damaged_protocol_is_refused(tmp_path, change, sentence):

@@ -16,7 +16,7 @@ from ctvlm_lib.records.balance import wording_key
 from ctvlm_lib.records.oracle import OracleScore, oracle
 from ctvlm_lib.records.record import Record
 
-__all__ = ["BlindScore", "OracleScore", "blind", "oracle"]
+__all__ = ["BlindScore", "OracleScore", "blind", "blind_answers", "oracle"]
 
 
 @dataclass(frozen=True)
@@ -72,23 +72,53 @@ def blind(
     """
     if not 0 < confidence < 1:
         raise BadInput(f"confidence lies between 0 and 1, e.g. 0.95, got {confidence:g}")
+    return [_score(*group, (confidence, seed, resamples)) for group in _groups(records, train, test)]
+
+
+READERS = ("majority", "bag of words")
+
+
+def blind_answers(
+    records: Iterable[Record], reader: str = "bag of words", train: str = "train", test: str = "test"
+) -> dict[str, str]:
+    """Record id → a blind reader's answer, for the test records of every group that has training records.
+
+    Args:
+        records: with their splits; reports are left out.
+        reader: of READERS.
+        train, test: names of the two splits.
+
+    Raises:
+        BadInput: an unknown reader, or no group with records in both splits.
+    """
+    if reader not in READERS:
+        raise BadInput(f"no blind reader is called {reader!r}; choose one of {', '.join(READERS)}")
+    answers = {}
+    for _, learnt, asked in _groups(records, train, test):
+        if reader == "majority":
+            majority = _Majority(learnt)
+            answers |= {record.id: majority.answer(record) for record in asked}
+        else:
+            answers |= {record.id: said for record, said in zip(asked, _bag_of_words(learnt, asked), strict=True)}
+    return answers
+
+
+def _groups(records: Iterable[Record], train: str, test: str) -> list[tuple[tuple, list[Record], list[Record]]]:
+    """(kind, form and stratum; training records; test records), of the groups that have both."""
     groups = defaultdict(lambda: defaultdict(list))
     for record in records:
         if record.kind != "report":
             groups[record.kind, record.form, record.names_region][record.split].append(record)
-    scores = [
-        _score(group, splits[train], splits[test], (confidence, seed, resamples))
-        for group, splits in sorted(groups.items())
-        if splits[train] and splits[test]
-    ]
-    if not scores:
+    both = [(g, splits[train], splits[test]) for g, splits in sorted(groups.items()) if splits[train] and splits[test]]
+    if not both:
         raise BadInput(f"no kind of question has records in both {train!r} and {test!r}; give both splits")
-    return scores
+    return both
 
 
 def _score(group: tuple, train: list[Record], test: list[Record], bootstrap: tuple[float, int, int]) -> BlindScore:
     majority = _Majority(train)
-    hits = np.array(_bag_of_words(train, test), dtype=float)
+    said = _bag_of_words(train, test)
+    hits = np.array([answer == record.answer for answer, record in zip(said, test, strict=True)], dtype=float)
     low, high = _interval(hits, [record.patient for record in test], *bootstrap)
     return BlindScore(
         *group,
@@ -130,13 +160,13 @@ def _chance(records: list[Record]) -> float:
     return float(np.mean([1 / count for count in possible]))
 
 
-def _bag_of_words(train: list[Record], test: list[Record]) -> list[bool]:
-    """Whether a linear classifier on counts of words, pairs of words and lettered choices is right, per test record."""
+def _bag_of_words(train: list[Record], test: list[Record]) -> list[str]:
+    """What a linear classifier on counts of words, pairs of words and lettered choices answers, per test record."""
     from sklearn.feature_extraction.text import CountVectorizer
     from sklearn.linear_model import LogisticRegression
 
     if len({record.answer for record in train}) == 1:
-        return [record.answer == train[0].answer for record in test]
+        return [train[0].answer] * len(test)
     vectorizer = CountVectorizer(token_pattern=r"[^\s]+", ngram_range=(1, 2))
     model = LogisticRegression(max_iter=300).fit(
         vectorizer.fit_transform(map(_text, train)), [record.answer for record in train]
@@ -145,7 +175,7 @@ def _bag_of_words(train: list[Record], test: list[Record]) -> list[bool]:
     chances = model.predict_proba(vectorizer.transform(map(_text, test)))
     rank = [dict(zip(model.classes_, row, strict=True)) for row in chances]
     return [
-        max(record.choices or row, key=lambda answer, row=row: row.get(answer, -1.0)) == record.answer
+        max(record.choices or row, key=lambda answer, row=row: row.get(answer, -1.0))
         for record, row in zip(test, rank, strict=True)
     ]
 

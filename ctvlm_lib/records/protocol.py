@@ -22,7 +22,7 @@ from ctvlm_lib.records.record import Record
 PATH = Path(__file__).resolve().parents[2] / "data_samples" / "protocol.toml"
 SPLITS = ("train", "validation", "test", "external")
 _SECTIONS = ("version", "fixed", "changes", "cohort", "split", "questions", "seeds", "conditions", "metrics",
-             "multiple_comparisons", "limits", "contrast")  # fmt: skip
+             "multiple_comparisons", "tables", "controls", "calibration", "abstention", "limits", "contrast")  # fmt: skip
 _CONTRAST = ("name", "paper", "table", "left", "right", "metric", "stratum", "sign")
 
 

@@ -1,0 +1,13 @@
+"""What is asked of every model in the same way: conditions, controls, answers, and how much depends on the prompt.
+
+One concept a file:
+
+    conditions   what is drawn: no prompt, contour, box, dual box; on which mask and in which colours
+    perturb      masks that are wrong on purpose: grown, shrunk, shifted, a neighbour's
+    controls     the same questions with the prompt elsewhere, in other colours, on a wrong mask, or gone
+    answers      the table of answers that everything is scored from, and its file
+    baselines    readers without an image, and readers of the masks, as tables of answers
+    pointing     a reader that can be looked into: where does it look, and what does it see there
+    reliance     how much of the answers depends on the prompt, in one number
+    scores       accuracy with intervals, paired differences, calibration: tables from tables of answers
+"""

@@ -1,0 +1,77 @@
+"""Prompt reliance: how much of the answers depends on the prompt, in one number.
+
+The prompt is moved to another structure and the question stays. Where the two structures call for different answers,
+an answer can be right for the one that the prompt is on (it *followed*), right for the one asked about (it *stayed*),
+or neither. Reliance is the share that followed less the share that stayed:
+
+    reliance = P(followed) − P(stayed)                 1: the prompt decides; −1: the words decide; 0: neither
+
+A reader who guesses follows as often as he stays, so that his reliance is 0 whatever he guesses. In the stratum that
+names no region the prompt is the only way to know; there a reliance near 0 means that the prompt isn't seen.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from ctvlm_lib.alignment.scans import Scans, kinds_of
+from ctvlm_lib.errors import BadInput
+from ctvlm_lib.experiments.controls import MOVED
+from ctvlm_lib.records.phantom import REGIONS
+from ctvlm_lib.records.questions import LUNG_KINDS, NONE
+from ctvlm_lib.records.record import Record
+
+_LONGEST_FIRST = sorted(LUNG_KINDS, key=len, reverse=True)
+
+
+def truth_at(record: Record, region: str, found: np.ndarray) -> str | None:
+    """The right answer to a question if it were about another region of the same patient.
+
+    Args:
+        record: a question on presence, abnormality or organ.
+        region: the other region.
+        found: ``(10,)``, the patient's row of :attr:`ctvlm_lib.alignment.scans.Scans.found`.
+
+    Returns:
+        The answer; None where it isn't known, or is none of the choices.
+    """
+    code = found[REGIONS.index(region)]
+    if code < 0:
+        return None
+    kind = kinds_of(region)[code]
+    if record.kind == "presence":
+        asked = next((name for name in _LONGEST_FIRST if name in record.question), None)
+        return "Yes" if (kind == asked if asked else kind != NONE) else "No"
+    answer = {"abnormality": kind, "organ": region}.get(record.kind)
+    return answer if answer in (record.choices or (answer,)) else None
+
+
+def moved_rows(table: pd.DataFrame, records: Sequence[Record], scans: Scans) -> pd.DataFrame:
+    """The rows that tell followers from stayers.
+
+    Args:
+        table: a scored table of answers; with a column ``parsed`` the parsed answer counts, else ``answer``.
+        records: those that were asked, in any order.
+        scans: the cohort.
+
+    Returns:
+        The rows with the control "moved" whose two truths are known and differ, with ``followed`` and ``stayed`` as 0
+        or 1, and ``reliance``, their difference, whose mean is the score.
+
+    Raises:
+        BadInput: no row has the control "moved".
+    """
+    moved = table[table["control"] == MOVED]
+    if moved.empty:
+        raise BadInput("prompt reliance needs the answers under the control 'moved'; ask under it first")
+    by_id, place = {r.id: r for r in records}, {name: k for k, name in enumerate(scans.names)}
+    there = [
+        truth_at(by_id[row.id], row.marked, scans.found[place[row.patient]]) if row.marked else None
+        for row in moved.itertuples()
+    ]
+    moved = moved.assign(truth_there=there)
+    moved = moved[moved["truth_there"].notna() & (moved["truth_there"] != moved["truth"])]
+    said = moved["parsed" if "parsed" in moved else "answer"]
+    followed, stayed = (said == moved["truth_there"]).astype(float), (said == moved["truth"]).astype(float)
+    return moved.assign(followed=followed, stayed=stayed, reliance=followed - stayed)

@@ -1,0 +1,66 @@
+"""No score on the test split without a committed protocol.
+
+What may still be changed after the test split was scored isn't a protocol. So whoever scores asks here first: the
+protocol and the list of contrasts have to stand in the last commit as they stand on disk.
+"""
+
+import hashlib
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from ctvlm_lib.errors import BadInput
+from ctvlm_lib.records import protocol
+
+ROOT = protocol.PATH.resolve().parents[1]
+FILES = (protocol.PATH, ROOT / "ctvlm_lib" / "ledger" / "contrasts.csv")
+
+
+@dataclass(frozen=True)
+class Committed:
+    """The protocol that a score was computed under: its version, a hash of its files, and the commit ("" without git)."""
+
+    version: int
+    sha256: str
+    commit: str
+
+
+def check_committed(files: tuple[Path, ...] = FILES) -> Committed:
+    """Refuse to go on unless the protocol is committed as it stands.
+
+    In a copy without git, such as a downloaded archive, there is no history to look at; the files' hash in the result
+    is then all that ties the two together.
+
+    Args:
+        files: the protocol first; then what else must not change.
+
+    Raises:
+        BadInput: a file is missing, not in the last commit, or changed since.
+    """
+    digest = hashlib.sha256()
+    for path in files:
+        if not path.is_file():
+            raise BadInput(f"there is no {path.name}; the test split is scored under a committed protocol only")
+        digest.update(path.read_bytes())
+    version = protocol.load(files[0]).content["version"]
+    home = files[0].resolve().parent
+    if _git(home, "rev-parse", "--is-inside-work-tree") != "true":
+        return Committed(version, digest.hexdigest(), "")
+    for path in files:
+        if _git(home, "ls-files", "--error-unmatch", str(path)) is None:
+            raise BadInput(f"{path.name} isn't in the repository yet; commit it before the test split is scored")
+        if _git(home, "status", "--porcelain", "--", str(path)):
+            raise BadInput(
+                f"{path.name} differs from the last commit; commit the change, with a new version and the reason, before"
+                " the test split is scored"
+            )
+    return Committed(version, digest.hexdigest(), _git(home, "rev-parse", "HEAD") or "")
+
+
+def _git(folder: Path, *words: str) -> str | None:
+    """What git says, or None if it isn't there, or says no."""
+    try:
+        done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
