@@ -7,6 +7,7 @@ import pytest
 from helpers_questions import asked
 
 from ctvlm_lib.errors import BadInput
+from ctvlm_lib.experiments.controls import controls_for
 from ctvlm_lib.prompt.wording import STYLES
 from ctvlm_lib.records import phantom, protocol
 from ctvlm_lib.records.blind import BlindScore, OracleScore
@@ -70,13 +71,14 @@ def test_records_of_all_splits_are_balanced_together(fixed, tmp_path):
     assert presence and sum(r.answer == "Yes" for r in presence) * 2 == len(presence)
 
 
-def test_conditions_and_contrasts_name_what_exists(fixed):
+def test_conditions_controls_and_tables_name_what_exists(fixed, asked):
     drawings = {style.drawing or "none" for style in STYLES.values()}
     assert set(fixed.content["conditions"]["order"]) == drawings
-    names = [contrast.name for contrast in fixed.contrasts]
-    assert len(set(names)) == len(names) and {c.sign for c in fixed.contrasts} <= {-1, 0, 1}
-    assert {c.metric for c in fixed.contrasts} <= set(fixed.content["metrics"])
-    assert {c.stratum for c in fixed.contrasts} <= {"", *fixed.content["questions"]["strata"]}
+    made = {str(c).partition(" mm")[0].rstrip("0123456789. ") for c in controls_for("dual", fixed.content["controls"])}
+    assert made == set(fixed.content["controls"]["order"])
+    kinds = {record.kind for record in asked}
+    for table in fixed.content["tables"].values():
+        assert {*table["closed"], *table["open"]} <= kinds
 
 
 def test_levels_of_the_blind_intervals_are_shared_out(fixed, asked):
@@ -106,7 +108,6 @@ def test_a_cohort_that_shows_too_little_is_said_in_sentences(fixed):
         (("[limits]", "[limit]"), "lacks limits"),
         (("[split.validation]", "[split.valid]"), "lacks split.validation"),
         (("seed = 1003", "seed = 1001"), "two splits have the same seed"),
-        (('name = "box-helps"\n', ""), "wrong or missing field 'name'"),
         (("power = 0.8", "power 0.8"), "isn't TOML"),
     ],
 )

@@ -18,7 +18,7 @@ FILES = (protocol.PATH, ROOT / "ctvlm_lib" / "ledger" / "contrasts.csv")
 
 @dataclass(frozen=True)
 class Committed:
-    """The protocol that a score was computed under: its version, a hash of its files, and the commit ("" without git)."""
+    """What a score was computed under: the protocol's version, a hash of its files, and the commit ("" without git)."""
 
     version: int
     sha256: str
@@ -51,8 +51,8 @@ def check_committed(files: tuple[Path, ...] = FILES) -> Committed:
             raise BadInput(f"{path.name} isn't in the repository yet; commit it before the test split is scored")
         if _git(home, "status", "--porcelain", "--", str(path)):
             raise BadInput(
-                f"{path.name} differs from the last commit; commit the change, with a new version and the reason, before"
-                " the test split is scored"
+                f"{path.name} differs from the last commit; commit the change, with a new version and the reason,"
+                " before the test split is scored"
             )
     return Committed(version, digest.hexdigest(), _git(home, "rev-parse", "HEAD") or "")
 

@@ -1,7 +1,8 @@
 """The protocol: what is fixed before any model is scored, read from ``data_samples/protocol.toml``.
 
 One place says who is in the cohort, how large findings are, which conditions are compared and how. Whatever is trained
-or scored takes its patients and its records from here, so that no notebook has a cohort of its own.
+or scored takes its patients and its records from here, so that no notebook has a cohort of its own. The differences
+that are judged stand in ``ctvlm_lib/ledger/contrasts.csv``, which belongs to the protocol.
 """
 
 import tomllib
@@ -22,31 +23,7 @@ from ctvlm_lib.records.record import Record
 PATH = Path(__file__).resolve().parents[2] / "data_samples" / "protocol.toml"
 SPLITS = ("train", "validation", "test", "external")
 _SECTIONS = ("version", "fixed", "changes", "cohort", "split", "questions", "seeds", "conditions", "metrics",
-             "multiple_comparisons", "tables", "controls", "calibration", "abstention", "limits", "contrast")  # fmt: skip
-_CONTRAST = ("name", "paper", "table", "left", "right", "metric", "stratum", "sign")
-
-
-@dataclass(frozen=True)
-class Contrast:
-    """One claim as a difference that can be measured: ``left`` minus ``right``.
-
-    Attributes:
-        name: of the contrast.
-        paper, table: which published table claims it; paper "workbook" and no table where we ask it ourselves.
-        left, right: what is compared.
-        metric: "closed" or "retrieval", as the protocol's metrics define them.
-        stratum: "named", "unnamed" or "" where it doesn't apply.
-        sign: what the paper reports: 1, −1, or 0 for "on par".
-    """
-
-    name: str
-    paper: str
-    table: str
-    left: str
-    right: str
-    metric: str
-    stratum: str
-    sign: int
+             "multiple_comparisons", "tables", "controls", "calibration", "abstention", "limits")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -59,11 +36,6 @@ class Protocol:
     def shape(self) -> tuple[int, int, int]:
         """(D, H, W) of the cohort's volumes, voxels."""
         return tuple(self.content["cohort"]["shape"])
-
-    @property
-    def contrasts(self) -> tuple[Contrast, ...]:
-        """What is compared, in the order of the file."""
-        return tuple(Contrast(**entry) for entry in self.content["contrast"])
 
     def seeds(self, profile: str = "quick") -> tuple[int, ...]:
         """Training seeds of a profile; ``paper`` takes those of ``full``."""
@@ -168,7 +140,7 @@ def load(path: str | Path = PATH) -> Protocol:
     """Read the protocol and check that it is whole.
 
     Raises:
-        BadInput: the file isn't there, isn't TOML, or lacks a section, a split or a contrast's field.
+        BadInput: the file isn't there, isn't TOML, or lacks a section or a split.
     """
     path = Path(path)
     try:
@@ -181,12 +153,6 @@ def load(path: str | Path = PATH) -> Protocol:
     missing += [f"split.{name}" for name in SPLITS if name not in content.get("split", {})]
     if missing:
         raise BadInput(f"{path.name} lacks {', '.join(missing)}; a protocol fixes all of it before anything is scored")
-    for entry in content["contrast"]:
-        wrong = sorted(set(_CONTRAST) ^ set(entry))
-        if wrong:
-            raise BadInput(
-                f"{path.name}: contrast {entry.get('name', '?')!r} has a wrong or missing field {wrong[0]!r}"
-            )
     made = [entry["seed"] for entry in content["split"].values()]
     if len(set(made)) < len(made):
         raise BadInput(f"{path.name}: two splits have the same seed, so the same patients; give each its own")

@@ -1,0 +1,1 @@
+"""Every published number beside ours: the contrasts to be judged, and their verdicts."""
