@@ -1,17 +1,62 @@
 """``ctvlm arm NAME``: train what one row of a table needs, predict, score, store."""
 
 import argparse
+import re
+from pathlib import Path
 
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.run import check_profile, check_seed, run_folder
 
+MORE = """\
+arms whose name ends in -m3d are of profile paper and train on your copy of M3D-Cap:
+  ctvlm arm dcformer-siglip-m3d --profile paper --data DIR
+  ctvlm arm dcformer-siglip-m3d --profile paper --data DIR --start MagicXin/DCFormer_SigLIP --epochs 0
+the second only scores the released weights.
+
+several GPUs, or several processes on a CPU (an ordinary `accelerate launch --cpu` starts one process only):
+  accelerate launch --multi_gpu --num_processes 8 -m ctvlm_lib arm NAME …
+  ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 -m ctvlm_lib arm NAME …
+a step's batch is shared by the processes; the same command with the same number of them goes on where it stopped.
+"""
+
+
+def size(text: str) -> tuple[int, int, int]:
+    """ "64x128x128" → (64, 128, 128)."""
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){2}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} isn't a size such as 64x128x128")
+    return tuple(int(side) for side in text.split("x"))
+
+
+CHANGES = {  # option: (type, placeholder, help)
+    "patients": (int, "N", "a trial with fewer patients in each split"),
+    "steps": (int, "N", "a trial with fewer optimiser steps"),
+    "batch": (int, "N", "volumes a step, over all processes, e.g. 64 for one GPU in profile paper"),
+    "epochs": (int, "N", "profile paper: how often each volume is seen; 0 only scores what --start names"),
+    "start": (str, "WEIGHTS", "profile paper: a folder, file or repository of weights to begin with"),
+    "text": (str, "DIR", "profile paper: text tower, a folder or a repository instead of medicalai/ClinicalBERT"),
+    "variant": (str, "NAME", "profile paper: a smaller or larger encoder, e.g. tiny instead of small"),
+    "size": (size, "DxHxW", "profile paper: voxels that volumes are brought to, instead of 128x256x256"),
+    "workers": (int, "N", "profile paper: threads that read volumes, in each process (8)"),
+}
+
+
+NAMES = {"size_dhw_vox": "size", "train_text": "textTrained"}  # in a folder's name
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``ctvlm arm``."""
+    parser.formatter_class, parser.epilog = argparse.RawDescriptionHelpFormatter, MORE
     parser.add_argument("name", nargs="?", metavar="NAME", help="the arm; without it, the list")
     parser.add_argument("--profile", default="full", help="quick, full (default) or paper: how many patients")
     parser.add_argument("--seed", type=int, default=0, help="of everything random (default 0)")
     parser.add_argument("--out", default="", metavar="DIR", help="output folder (default: $CTVLM_OUT, else out)")
+    parser.add_argument("--data", default="", metavar="DIR", help="profile paper: the folder that holds M3D_Cap_npy")
+    parser.add_argument("--check", action="store_true", help="profile paper: read every volume to its end first (slow)")
+    parser.add_argument(
+        "--frozen-text", action="store_true", help="profile paper: keep the text tower as it was pretrained"
+    )
+    for option, (kind, placeholder, text) in CHANGES.items():
+        parser.add_argument(f"--{option}", type=kind, metavar=placeholder, help=text)
 
 
 def command(args: argparse.Namespace) -> int:
@@ -22,14 +67,12 @@ def command(args: argparse.Namespace) -> int:
 
     if args.name is None:
         for name, arm in arms.ARMS.items():
-            after = f", goes on from {arm.start}" if arm.start else ""
-            steps = f"{arm.training.steps:,} steps of {arm.batch}"
-            print(f"{name:20} {arm.encoder}, {arm.objective}, {arm.loss}, {steps}{after}")
+            print(f"{name:20} {_described(arm)}")
         return 0
     if args.name not in arms.ARMS:
         raise BadInput(f"no arm is called {args.name!r}; there are: {', '.join(arms.ARMS)}")
-    home = run_folder(args.profile, args.out)
-    label = args.name if args.seed == 0 else f"{args.name}-seed{args.seed}"
+    home, changes = run_folder(args.profile, args.out), _changes(args)
+    label = arms.of_seed(args.name + _suffix(changes), args.seed)
     result = arms.run(
         args.name,
         folder=home / "training" / label,
@@ -37,8 +80,49 @@ def command(args: argparse.Namespace) -> int:
         results=home / "results",
         profile=args.profile,
         seed=args.seed,
+        changes=changes,
+        label=label,
     )
-    ceiling = result.record["test"]["ceiling"]
-    print(f"{label}: ceiling on test {ceiling['four_way']:.3f} ({ceiling['low']:.3f} to {ceiling['high']:.3f}),")
-    print(f"tables in {home / 'results' / label}, weights in {home / 'checkpoints' / label}")
+    if "test" in result.record:  # of several processes only the first has scored
+        print(f"{label}: {_score(result.record['test'])},")
+        weights = f", weights in {home / 'checkpoints' / label}" if result.curve else ""
+        print(f"tables in {home / 'results' / label}{weights}")
     return 0
+
+
+def _described(arm) -> str:
+    if arm.corpus:
+        return (
+            f"{arm.encoder}, {arm.objective}, {arm.loss}, M3D-Cap: {arm.corpus.epochs} epochs, batches of {arm.batch}"
+        )
+    after = f", goes on from {arm.start}" if arm.start else ""
+    return f"{arm.encoder}, {arm.objective}, {arm.loss}, {arm.training.steps:,} steps of {arm.batch}{after}"
+
+
+def _changes(args: argparse.Namespace) -> dict:
+    given = {name: getattr(args, name) for name in CHANGES if getattr(args, name) is not None}
+    given |= {"size_dhw_vox": given.pop("size")} if "size" in given else {}
+    given |= {"folder": args.data} if args.data else {}
+    given |= {"check": True} if args.check else {}
+    return given | ({"train_text": False} if args.frozen_text else {})
+
+
+def _suffix(changes: dict) -> str:
+    """What was run otherwise than the recipe says doesn't take the recipe's name: ``-batch64-epochs0``."""
+    told = {k: v for k, v in changes.items() if k not in ("folder", "workers", "check")}
+    return "".join(f"-{NAMES.get(k, k)}{_in_a_name(v)}" for k, v in told.items())
+
+
+def _in_a_name(value) -> str:
+    plain = "x".join(map(str, value)) if isinstance(value, tuple) else Path(str(value)).name
+    return re.sub(r"[^A-Za-z0-9_.]+", "_", plain)[:40]
+
+
+def _score(test: dict) -> str:
+    if "ceiling" in test:
+        ceiling = test["ceiling"]
+        return f"ceiling on test {ceiling['four_way']:.3f} ({ceiling['low']:.3f} to {ceiling['high']:.3f})"
+    largest = max(row["gallery"] for row in test["recall"])
+    first = [r for r in test["recall"] if r["k"] == 1 and r["gallery"] == largest and r["counted"] == "own text"]
+    told = ", ".join(f"{row['direction']} {row['recall']:.3f}" for row in first)
+    return f"R@1 on test, gallery of {largest}: {told}"

@@ -26,6 +26,7 @@ from ctvlm_lib.alignment.retrieval import recalls
 from ctvlm_lib.alignment.scans import Scans, batch_of
 from ctvlm_lib.alignment.scoring import Predictions, marked_accuracy, marked_tokens, predict
 from ctvlm_lib.alignment.tokens import shares
+from ctvlm_lib.encoder import vit3d
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.prompt import box_outline, contour
 from ctvlm_lib.records import phantom
@@ -277,10 +278,24 @@ def test_a_long_curve_is_thinned_and_keeps_its_end():
 def test_the_arms_are_matched():
     assert arms.ARMS["B"].training == arms.ARMS["A-continued"].training
     assert arms.ARMS["B"].batch == arms.ARMS["A-continued"].batch
-    seen = {a.batch * a.training.steps for a in arms.ARMS.values() if a.objective == "report"}
+    seen = {a.batch * a.training.steps for a in arms.ARMS.values() if a.objective == "report" and not a.corpus}
     assert len(seen) == 1
     with pytest.raises(BadInput, match="no arm is called"):
         arms.run("C")
+
+
+@pytest.mark.parametrize("objective", ["dense", "prompted"])
+def test_an_encoder_of_two_grids_is_refused_where_three_are_asked(objective):
+    assert len(vit3d("phantom").strides_dhw()) == 2  # the sentence's reason
+    with pytest.raises(BadInput, match=f"the objective {objective} asks three grids of tokens, and vit3d has two"):
+        replace(TINY, objective=objective, encoder="vit3d", start="A")
+
+
+def test_an_arm_takes_changes_by_the_name_of_the_setting():
+    config = arms.recipe_of("A", "quick", 5, {"steps": 3, "patients": 7, "lr": 1e-3})
+    assert (config.training.steps, config.training.lr, config.patients, config.training.seed) == (3, 1e-3, 7, 5)
+    with pytest.raises(BadInput, match="A has no setting 'epochs'"):
+        arms.recipe_of("A", "quick", 0, {"epochs": 1})
 
 
 def test_a_light_import_of_the_package_gives_the_names_that_stay():

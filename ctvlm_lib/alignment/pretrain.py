@@ -3,6 +3,8 @@
 Three objectives: ``report`` (the papers': a volume and its report, nothing else), ``dense`` (supervised by finding and
 region masks as well, see :mod:`~ctvlm_lib.alignment.objectives`) and ``prompted`` (``dense`` on volumes with prompts,
 from a finished ``dense`` encoder). A continuation of ``dense`` without prompts is ``dense`` with ``start``.
+
+Profile ``paper`` pretrains on reports of the user's copy of M3D-Cap instead of the cohort: a recipe with a ``corpus``.
 """
 
 import hashlib
@@ -16,60 +18,21 @@ import torch
 
 from ctvlm_lib.alignment import checkpoints
 from ctvlm_lib.alignment.heads import Aligned
+from ctvlm_lib.alignment.m3d_cap import Captioned
+from ctvlm_lib.alignment.m3d_pretrain import caption_record, config_record, pretrain_captions, read_corpus, steps_of
 from ctvlm_lib.alignment.objectives import CAPTIONS, Objective, article, pairings_for, vocabulary
 from ctvlm_lib.alignment.prompted import PLACE_CAPTIONS, PromptedObjective, inflate_in_place_of
+from ctvlm_lib.alignment.recipe import Pretraining
 from ctvlm_lib.alignment.scans import Scans
 from ctvlm_lib.alignment.text import TextTower
 from ctvlm_lib.encoder import dcformer, inflate, vit3d
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.records import phantom, protocol
 from ctvlm_lib.run import commit
-from ctvlm_lib.training import Curve, Training, train
+from ctvlm_lib.training import Curve, train
 
-OBJECTIVES = ("report", "dense", "prompted")
-ENCODERS = ("dcformer", "vit3d")
 COLOUR_NOISE = 0.15
 AS_PRINTED = {"inner_residual": True}  # eq. (4) with its X, which the released code leaves out
-
-
-@dataclass(frozen=True)
-class Pretraining:
-    """What to pretrain.
-
-    Attributes:
-        name: of the run and its checkpoint.
-        objective: one of OBJECTIVES.
-        encoder: "dcformer" or "vit3d", in the size for the cohort.
-        loss: of the report's pairing, "siglip" or "clip".
-        init: of its temperature and bias, see :class:`~ctvlm_lib.alignment.heads.Pairing`.
-        start: checkpoint that training goes on from, a folder or a shipped name; empty for random weights.
-        width: of the space in which images and texts meet.
-        batch: volumes a step, over all processes.
-        text: the text tower.
-        profile: quick, full or paper: how many patients.
-        patients: fewer than the profile has; 0 takes all.
-        training: steps, rates, seed.
-    """
-
-    name: str
-    objective: str = "dense"
-    encoder: str = "dcformer"
-    loss: str = "siglip"
-    init: str = "base rate"
-    start: str = ""
-    width: int = 64
-    batch: int = 12
-    text: str = "minilm"
-    profile: str = "full"
-    patients: int = 0
-    training: Training = Training(steps=800, lr=4e-3, precision="bf16")
-
-    def __post_init__(self) -> None:
-        for what, value, known in (("objective", self.objective, OBJECTIVES), ("encoder", self.encoder, ENCODERS)):
-            if value not in known:
-                raise BadInput(f"{what} is {value!r}; choose one of {', '.join(known)}")
-        if self.objective == "prompted" and not self.start:
-            raise BadInput("prompted pretraining goes on from an encoder of grey volumes; name it in start")
 
 
 @dataclass(eq=False)
@@ -88,7 +51,15 @@ class Data:
             config: its profile, number of patients and text tower are used.
             splits: which.
             scans: split → scans, instead of the protocol's cohort.
+
+        Raises:
+            BadInput: profile paper without scans, which doesn't train on the cohort.
         """
+        if config.profile == "paper" and not scans:
+            raise BadInput(
+                "profile paper pretrains on your copy of M3D-Cap and not on the cohort: run an arm whose name ends in"
+                " -m3d with --data DIR (in Python: recipe.paper(name, folder)), or take profile full"
+            )
         fixed = protocol.load()
         wanted = {split: {"n": min(config.patients, fixed.size(split, "full"))} if config.patients else {}
                   for split in splits}  # fmt: skip
@@ -101,11 +72,12 @@ class Data:
 
 @dataclass(eq=False)
 class Result:
-    """What pretraining gave: the model, its curve, and the record that is stored beside it."""
+    """What pretraining gave: the model, its curve, the record that is stored beside it, and the data that it saw."""
 
     model: Aligned
     curve: Curve
     record: dict
+    data: Data | dict[str, Captioned] | None = None
 
 
 def build(config: Pretraining, data: Data) -> Aligned:
@@ -131,7 +103,7 @@ def build(config: Pretraining, data: Data) -> Aligned:
 
 def pretrain(
     config: Pretraining,
-    data: Data | None = None,
+    data: Data | tuple[dict[str, Captioned], list[str]] | None = None,
     *,
     folder: str | Path | None = None,
     on_step: Callable[[dict], None] | None = None,
@@ -141,7 +113,8 @@ def pretrain(
 
     Args:
         config: what.
-        data: cohorts; None reads the protocol's.
+        data: cohorts, or of a corpus what :func:`ctvlm_lib.alignment.m3d_cap.read` found; None reads the protocol's
+            cohort, or the corpus.
         folder: for checkpoints, from which an interrupted run goes on.
         on_step, progress: see :func:`ctvlm_lib.training.train`.
 
@@ -150,8 +123,15 @@ def pretrain(
         :func:`ctvlm_lib.alignment.scoring.scores`.
 
     Raises:
-        BadInput: settings that don't go together, or a loss that isn't finite.
+        BadInput: settings that don't go together, a volume that can't be read, or a loss that isn't finite.
     """
+    if config.corpus:
+        found, notes = data or read_corpus(config.corpus)
+        steps = steps_of(config.corpus, len(found["train"]), config.batch)
+        config = replace(config, training=replace(config.training, steps=max(1, steps)))
+        model, curve = pretrain_captions(config, found, folder=folder, on_step=on_step, progress=progress)
+        record = {"config": config_record(config), "data": caption_record(found, notes)} | _cost(curve, config)
+        return Result(model, curve, record | {"curve": thinned(curve)}, found)
     data = data or Data.of(config)
     model = build(config, data)
     scans, reports = data.scans["train"], data.reports["train"]
@@ -161,7 +141,7 @@ def pretrain(
     curve = train(model, objective, config.training, folder=folder, on_step=on_step, progress=progress)
     record = {"config": asdict(config), "data": data_record(data)} | _cost(curve, config)
     record["curve"] = thinned(curve)
-    return Result(model, curve, record)
+    return Result(model, curve, record, data)
 
 
 def throughput(config: Pretraining, data: Data, steps: int = 3) -> dict[str, float]:

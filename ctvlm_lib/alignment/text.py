@@ -85,17 +85,15 @@ class TextTower:
     def _key(self, texts: list[str], cut: bool) -> str:
         what = [
             self.name,
-            str(assets.about("minilm")["members"][1]["sha256"]) if self.name == "minilm" else "",
+            str(assets.about("minilm")["members"][1]["sha256"]) if self.name == "minilm" else _stamp(self._where),
             self.pool,
         ]
         return hashlib.sha256(json.dumps([*what, cut, texts]).encode()).hexdigest()[:24]
 
     def _network(self):
         if self._loaded is None:
-            from transformers import AutoModel, AutoTokenizer
-
-            tokenizer = AutoTokenizer.from_pretrained(self._where)
-            self._loaded = tokenizer, AutoModel.from_pretrained(self._where).eval().requires_grad_(False)
+            tokenizer, network = text_network(self._where)
+            self._loaded = tokenizer, network.eval().requires_grad_(False)
         return self._loaded
 
     def _computed(self, texts: list[str], cut: bool, batch: int) -> np.ndarray:
@@ -122,6 +120,38 @@ class TextTower:
             return hidden[:, 0]
         mask = inputs["attention_mask"][..., None]
         return (hidden * mask).sum(1) / mask.sum(1)
+
+
+def text_network(where: str | Path, weights: bool = True):
+    """Tokenizer and network of a BERT.
+
+    Args:
+        where: a folder in the hub's layout, or a repository of the model hub.
+        weights: False builds it with random weights, for a checkpoint that brings its own.
+
+    Raises:
+        BadInput: there is none, or it can't be reached.
+    """
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(where)
+        if weights:
+            return tokenizer, AutoModel.from_pretrained(where, dtype=torch.float32)
+        with torch.random.fork_rng(devices=[]):
+            return tokenizer, AutoModel.from_config(AutoConfig.from_pretrained(where), dtype=torch.float32)
+    except (OSError, ValueError, KeyError) as error:  # what transformers raises for an unknown or damaged model
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise BadInput(
+            f"no text tower can be had from {str(where)!r} ({reason}); give a folder with config.json, the tokenizer"
+            " and model.safetensors, or a repository such as medicalai/ClinicalBERT"
+        ) from error
+
+
+def _stamp(where: str | Path) -> str:
+    """What tells a folder's weights from those that lay there before; nothing for a repository of the hub."""
+    files = sorted(Path(where).glob("*.safetensors")) if Path(where).is_dir() else []
+    return " ".join(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)
 
 
 def _stored(file: Path, count: int) -> np.ndarray | None:

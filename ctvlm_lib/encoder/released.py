@@ -49,8 +49,7 @@ def load_released(weights: str | Path, variant: str = "small", profile: str = "q
     """
     path = find(str(weights), profile, EXPECTED, _choose, HUB_EXAMPLE)
     stored = read_tensors(path, EXPECTED, wanted=lambda name: "encoder.s" in name)
-    prefix = _prefix(stored, path.name)
-    tensors, renamed, ignored = _translate(stored, prefix)
+    tensors, renamed, ignored = translate(stored, prefix_of(stored, path.name))
     config = variant_config(variant, **switches)
     with torch.device("meta"):  # the file replaces all weights
         encoder = DCFormer(config)
@@ -58,13 +57,13 @@ def load_released(weights: str | Path, variant: str = "small", profile: str = "q
     _start_added_branch_at_zero(tensors, wanted, ignored)
     fit = Fit.of(tensors, wanted, ignored, renamed)
     if not fit.complete:
-        raise BadInput(f"{path.name} doesn't fit dcformer({variant!r}); {_advice(tensors, variant)}\n{fit.table()}")
+        raise BadInput(f"{path.name} doesn't fit dcformer({variant!r}); {advice(tensors, variant)}\n{fit.table()}")
     refuse_non_finite({name: tensors[name] for name in fit.matched}, path.name)
     encoder.load_state_dict({name: tensors[name] for name in fit.matched}, assign=True)
     return Imported(encoder.requires_grad_(True).eval(), fit)
 
 
-def _prefix(stored: Mapping, file: str) -> str:
+def prefix_of(stored: Mapping, file: str) -> str:
     """What stands before ``encoder.s0`` in this layout."""
     found = [name.removesuffix(FIRST) for name in stored if name.endswith(FIRST)]
     if len(found) != 1:
@@ -75,7 +74,7 @@ def _prefix(stored: Mapping, file: str) -> str:
     return found[0]
 
 
-def _translate(stored: Mapping[str, Tensor | None], prefix: str):
+def translate(stored: Mapping[str, Tensor | None], prefix: str) -> tuple[dict[str, Tensor], dict, dict]:
     """Names as the encoder here has them: tensors, what was renamed, and what was left out and why."""
     tensors, renamed, ignored = {}, {}, {}
     for name, tensor in stored.items():
@@ -117,7 +116,7 @@ def _start_added_branch_at_zero(tensors: dict, wanted: Mapping[str, Tensor], ign
         ignored["every-voxel branch c4"] = "not in the file, starts at zero"
 
 
-def _advice(tensors: Mapping[str, Tensor], variant: str) -> str:
+def advice(tensors: Mapping[str, Tensor], variant: str) -> str:
     """Which variant the file looks like, by its blocks and widths."""
     blocks, channels = [], []
     for stage in range(1, 5):

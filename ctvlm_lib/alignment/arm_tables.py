@@ -1,0 +1,61 @@
+"""What finished arms left, as tables over seeds; needs neither models nor data."""
+
+import re
+from pathlib import Path
+
+from ctvlm_lib.errors import BadInput
+
+RESULTS = Path(__file__).resolve().parents[2] / "data_samples" / "results" / "full"
+
+
+def of_seed(name: str, seed: int) -> str:
+    """Name of an arm's folder for a seed: seed 0 has the bare name."""
+    return name if seed == 0 else f"{name}-seed{seed}"
+
+
+def name_and_seed(folder: str) -> tuple[str, int]:
+    """Arm and seed of a folder's name: the inverse of :func:`of_seed`."""
+    name, seed = re.fullmatch(r"(.+?)(?:-seed(\d+))?", folder).groups()
+    return name, int(seed or 0)
+
+
+def table(name: str, results: str | Path = RESULTS, split: str = "test"):
+    """The recalls of all seeds of an arm, as stored.
+
+    Args:
+        name: of the arm.
+        results: folder with a folder for each arm and seed.
+        split: "validation" or "test".
+
+    Returns:
+        pandas table: arm, seed, then the stored columns (direction, gallery, k, recall, low, high, …, ceiling).
+
+    Raises:
+        BadInput: no result of this arm is there.
+    """
+    import pandas as pd
+
+    there = {name_and_seed(path.parent.name): path for path in Path(results).glob(f"*/{split}.csv")}
+    seeds = sorted(seed for arm, seed in there if arm == name)
+    if not seeds:
+        known = ", ".join(sorted({arm for arm, _ in there})) or "none"
+        raise BadInput(f"there are no {split} results of an arm {name!r}; there are results of {known}")
+    parts = [pd.read_csv(there[name, seed]) for seed in seeds]
+    parts = [part.assign(arm=name, seed=seed) for part, seed in zip(parts, seeds, strict=True)]
+    whole = pd.concat(parts, ignore_index=True)
+    return whole[["arm", "seed", *(c for c in whole if c not in ("arm", "seed"))]]
+
+
+def over_seeds(rows, value: str = "recall"):
+    """Mean, smallest and largest over the seeds of one or several arms.
+
+    Args:
+        rows: of :func:`table`; of several arms concatenated.
+        value: which column, e.g. "recall" or "ceiling".
+
+    Returns:
+        pandas table: arm, direction, gallery, k, then seeds, mean, low, high. Range of points, not an interval.
+    """
+    by = ["arm", *(c for c in ("split", "counted") if c in rows), "direction", "gallery", "k"]
+    found = rows.groupby(by, sort=False)[value].agg(seeds="count", mean="mean", low="min", high="max")
+    return found.reset_index()
