@@ -22,12 +22,12 @@ from ctvlm_lib.alignment.prompted import (
     place_rows,
     prompted_pictures,
 )
-from ctvlm_lib.alignment.retrieval import recalls
 from ctvlm_lib.alignment.scans import Scans, batch_of
 from ctvlm_lib.alignment.scoring import Predictions, marked_accuracy, marked_tokens, predict
 from ctvlm_lib.alignment.tokens import shares
 from ctvlm_lib.encoder import vit3d
 from ctvlm_lib.errors import BadInput
+from ctvlm_lib.evaluate.retrieval import recalls
 from ctvlm_lib.prompt import box_outline, contour
 from ctvlm_lib.records import phantom
 from ctvlm_lib.records.phantom import REGIONS

@@ -14,6 +14,7 @@ from ctvlm_lib.errors import BadInput
 from ctvlm_lib.experiments import controls, pointing, reliance
 from ctvlm_lib.experiments.conditions import PAPERS_COLOURS
 from ctvlm_lib.experiments.controls import Control, ask, controls_for, picture_for
+from ctvlm_lib.experiments.linear import Linear
 from ctvlm_lib.prompt import contour
 from ctvlm_lib.prompt.overlay import COLOURS
 from ctvlm_lib.records.phantom import REGIONS
@@ -175,3 +176,17 @@ def test_too_few_patients_cannot_be_learnt_from(reader, some):
     two = Scans(*(getattr(some, field.name)[:2] for field in fields(Scans)))
     with pytest.raises(BadInput, match="2 patients don't show every region"):
         pointing.fit(reader.encoder, two)
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_a_read_out_is_scikit_learns(classes):
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    rng = np.random.default_rng(0)
+    x = rng.normal(3, 2, (200, 6)).astype(np.float32)
+    y = np.arange(200) % classes * 10
+    x[:, 0] += y
+    theirs = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300)).fit(x, y).predict_proba(x)
+    np.testing.assert_allclose(Linear.fit(x, y)(x), theirs, atol=1e-4)  # float32 against float64

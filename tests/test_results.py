@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ctvlm_lib.alignment import arm_tables, arms
-from ctvlm_lib.alignment.retrieval import DIRECTIONS
 from ctvlm_lib.alignment.scoring import Predictions
 from ctvlm_lib.errors import BadInput
+from ctvlm_lib.evaluate.retrieval import DIRECTIONS
 from ctvlm_lib.records import phantom, protocol
 
 STORED = sorted(arms.RESULTS.glob("*/test.safetensors"))

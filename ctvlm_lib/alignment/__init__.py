@@ -1,4 +1,4 @@
-"""Aligning images with texts: losses, the text tower, pretraining, retrieval and the ceiling of what features know."""
+"""Aligning images with texts: losses, the text tower, pretraining, and the ceiling of what features know."""
 
 from importlib import import_module
 

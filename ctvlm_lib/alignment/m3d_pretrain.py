@@ -16,11 +16,11 @@ from accelerate import PartialState
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from ctvlm_lib.alignment import retrieval
 from ctvlm_lib.alignment.m3d_cap import Captioned, Corpus, Loader, read
 from ctvlm_lib.alignment.two_towers import TwoTowers, build_two_towers, fitting, load_two_towers
 from ctvlm_lib.encoder import dcformer, vit3d
 from ctvlm_lib.errors import BadInput, atomic_path
+from ctvlm_lib.evaluate import retrieval
 from ctvlm_lib.training import Curve, Step, train
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.ndimage import center_of_mass
 
 from ctvlm_lib.alignment.heads import Aligned, Pairing
 from ctvlm_lib.alignment.objectives import CAPTIONS, Objective, dense_parts, region_positives
@@ -63,12 +64,14 @@ def distractor_of(region: np.ndarray, found: np.ndarray, asked: int) -> int | No
         found: ``(10,)``, as :class:`Scans` holds it.
         asked: index of the region that is marked.
     """
-    there = [k for k in range(len(REGIONS)) if k != asked and (region == k + 1).any()]
+    voxels = np.bincount(region.ravel(), minlength=len(REGIONS) + 1)[1:]
+    there = [k for k in np.flatnonzero(voxels) if k != asked]
     candidates = [k for k in there if found[k] > 0] or there
     if not candidates:
         return None
-    middles = {k: np.argwhere(region == k + 1).mean(axis=0) * (2, 1, 1) for k in (*candidates, asked)}
-    return min(candidates, key=lambda k: float(np.linalg.norm(middles[k] - middles[asked])))
+    which = [*candidates, asked]
+    middles = np.array(center_of_mass(np.ones_like(region), region, [k + 1 for k in which])) * (2, 1, 1)
+    return which[int(np.argmin(np.linalg.norm(middles[:-1] - middles[-1], axis=1)))]
 
 
 def inflate_in_place_of(model: Aligned, encoder: torch.nn.Module) -> Aligned:

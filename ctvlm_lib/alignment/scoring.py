@@ -9,7 +9,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from ctvlm_lib.alignment import retrieval
 from ctvlm_lib.alignment.attributes import similarity_by_facts
 from ctvlm_lib.alignment.ceiling import Ceiling, ceiling, read_out, region_features
 from ctvlm_lib.alignment.heads import Aligned
@@ -18,6 +17,7 @@ from ctvlm_lib.alignment.prompted import STYLES, as_picture, distractor_of, draw
 from ctvlm_lib.alignment.scans import Scans, as_input, kinds_of
 from ctvlm_lib.alignment.tokens import shares as token_shares
 from ctvlm_lib.errors import BadInput, atomic_path
+from ctvlm_lib.evaluate import retrieval
 from ctvlm_lib.records.phantom import REGIONS
 from ctvlm_lib.records.questions import NONE
 

@@ -7,7 +7,10 @@ One concept a file:
     controls     the same questions with the prompt elsewhere, in other colours, on a wrong mask, or gone
     answers      the table of answers that everything is scored from, and its file
     baselines    readers without an image, and readers of the masks, as tables of answers
+    cohort       scans and questions of every split, in one fixed order
     pointing     a reader that can be looked into: where does it look, and what does it see there
+    linear       its read-outs
+    probes       its arms: asked everything, stored
     reliance     how much of the answers depends on the prompt, in one number
     scores       accuracy with intervals, paired differences, calibration: tables from tables of answers
 """

@@ -148,7 +148,8 @@ def picture_for(
 
 def _drawing(record: Record, scans: Scans, k: int, condition: str, control: Control) -> tuple[Drawing, str]:
     region, spacing = scans.region[k], tuple(FIELD_MM / n for n in scans.region.shape[1:])
-    masks = {name: region == r + 1 for r, name in enumerate(REGIONS) if (region == r + 1).any()}
+    there = np.bincount(region.ravel(), minlength=len(REGIONS) + 1)[1:] > 0
+    masks = {name: region == r + 1 for r, name in enumerate(REGIONS) if there[r]}
     if record.region not in masks:
         raise BadInput(f"{record.id} asks about the {record.region}, which isn't in the volume; leave the record out")
     target = _target(record, masks, spacing, control)

@@ -16,6 +16,7 @@ from ctvlm_lib.alignment.scans import Scans, as_input, kinds_of
 from ctvlm_lib.alignment.tokens import Pooling, shares
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.experiments.conditions import CONDITIONS, Drawing, draw
+from ctvlm_lib.experiments.linear import Linear
 from ctvlm_lib.records.balance import drawn
 from ctvlm_lib.records.phantom import REGIONS
 from ctvlm_lib.records.questions import LUNG_KINDS, NONE
@@ -30,7 +31,7 @@ _TOKENS = 60  # learnt from in a picture, of those outside the marked region and
 
 @dataclass(frozen=True, eq=False)
 class ReadOuts:
-    """Linear read-outs of one condition's tokens, from scikit-learn.
+    """Linear read-outs of one condition's tokens.
 
     Attributes:
         where: token → background or which region.
@@ -38,9 +39,9 @@ class ReadOuts:
         what: pooled tokens → finding.
     """
 
-    where: object
-    marked: object | None
-    what: object
+    where: Linear
+    marked: Linear | None
+    what: Linear
 
 
 @dataclass(eq=False)
@@ -74,11 +75,12 @@ class Pointing:
             raise BadInput(
                 f"the reader was fitted for {', '.join(self.read_outs)}, not {condition}; fit it for that too"
             )
-        low = look(self.encoder, pictures)
-        return [
-            [self.about(low[k], record, self.weights(low[k], record, condition), condition) for record in asked]
-            for k, asked in enumerate(questions)
-        ]
+        outs, low, said = self.read_outs[condition], look(self.encoder, pictures), []
+        for tokens, asked in zip(low, questions, strict=True):
+            of = outs.where(tokens)  # (tokens, background and regions)
+            marked = None if outs.marked is None else outs.marked(tokens)[:, 1]
+            said.append([self._about(tokens, of, record, self._weights(of, marked, record), outs) for record in asked])
+        return said
 
     def weights(self, low: np.ndarray, record: Record, condition: str) -> np.ndarray:
         """Where it looks for a question: ``(tokens,)`` in 0…1.
@@ -89,34 +91,29 @@ class Pointing:
             condition: which prompt it was made for; none: only words can tell.
         """
         outs = self.read_outs[condition]
-        of = outs.where.predict_proba(low)  # (tokens, background and regions)
+        return self._weights(outs.where(low), None if outs.marked is None else outs.marked(low)[:, 1], record)
+
+    def _weights(self, of: np.ndarray, marked: np.ndarray | None, record: Record) -> np.ndarray:
         anywhere = 1 - of[:, 0]
         words = of[:, 1 + REGIONS.index(record.region)] if record.names_region else anywhere
-        if outs.marked is None or self.listens == "words":
+        if marked is None or self.listens == "words":
             return words
-        return outs.marked.predict_proba(low)[:, 1] * (words if self.listens == "both" else anywhere)
+        return marked * (words if self.listens == "both" else anywhere)
 
-    def about(self, low: np.ndarray, record: Record, weights: np.ndarray, condition: str) -> tuple[str, float]:
+    def _about(self, low, of, record: Record, weights: np.ndarray, outs: ReadOuts) -> tuple[str, float]:
         """Answer and confidence from what is seen at ``weights``."""
         if record.form != "closed" or record.kind not in ANSWERS:
             return "", float("nan")
         if record.kind == "organ":
-            of = weights @ self.read_outs[condition].where.predict_proba(low)[:, 1:]
-            return _best({name: of[REGIONS.index(name)] for name in record.choices})
-        chance = self.finding(low, weights, condition)
+            there = weights @ of[:, 1:]
+            return _best({name: there[REGIONS.index(name)] for name in record.choices})
+        chance = _finding(outs.what, _pool(low, weights))
         if record.kind == "abnormality":  # every choice is right equally often, whatever is frequent in patients
             return _best({name: chance[name] / self.prior[NAMES.index(name)] for name in record.choices})
         asked = next((name for name in sorted(LUNG_KINDS, key=len, reverse=True) if name in record.question), None)
         yes = chance[asked] if asked else 1 - chance[NONE]
         prior = self.prior[NAMES.index(asked)] if asked else 1 - self.prior[0]
         return _best({"Yes": yes / prior, "No": (1 - yes) / (1 - prior)})
-
-    def finding(self, low: np.ndarray, weights: np.ndarray, condition: str) -> dict[str, float]:
-        """Chance of each of NAMES at a place."""
-        what, chance = self.read_outs[condition].what, dict.fromkeys(NAMES, 0.0)
-        for code, value in zip(what.classes_, what.predict_proba(_pool(low, weights)[None])[0], strict=True):
-            chance[NAMES[code % len(NAMES)]] += float(value)
-        return chance
 
 
 def fit(
@@ -187,9 +184,9 @@ def _fitted(encoder, train: Scans, style: str, share, pairs, codes, seed: int, b
             inside[0].append(tokens[rows])
             inside[1].append(there[rows] > 0)
             pooled.append(_pool(tokens, there))
-    where = _linear(*map(np.concatenate, of_regions))
-    marked = None if style == "none" else _linear(*map(np.concatenate, inside))
-    return ReadOuts(where, marked, _linear(np.stack(pooled), codes))
+    where = Linear.fit(*map(np.concatenate, of_regions))
+    marked = None if style == "none" else Linear.fit(*map(np.concatenate, inside))
+    return ReadOuts(where, marked, Linear.fit(np.stack(pooled), codes))
 
 
 def _picture(scans: Scans, k: int, region: int, style: str, encoder) -> np.ndarray:
@@ -211,12 +208,12 @@ def _pool(low: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return pooling(torch.from_numpy(low)[None])[0].numpy()
 
 
-def _linear(features: np.ndarray, classes: np.ndarray):
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    return make_pipeline(StandardScaler(), LogisticRegression(max_iter=300)).fit(features, classes)
+def _finding(what: Linear, pooled: np.ndarray) -> dict[str, float]:
+    """Chance of each of NAMES at a place, whether of a lobe or of an organ."""
+    chance = dict.fromkeys(NAMES, 0.0)
+    for code, value in zip(what.classes, what(pooled), strict=True):
+        chance[NAMES[code % len(NAMES)]] += float(value)
+    return chance
 
 
 def _best(scores: dict[str, float]) -> tuple[str, float]:

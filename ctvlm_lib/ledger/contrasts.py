@@ -32,7 +32,7 @@ KEYS = {
     "counted": ("followed", "stayed"),  # of the answers under the control "moved", as in experiments.reliance
     "encoder": ("dcformer", "vit3d"),
     "loss": ("siglip", "clip"),
-    "projector": ("2xMLP", "2xMLP-H", "1xMLP-Mixer-H", "2xMLP-Mixer-H"),  # the names of Med3DVLM's Tables 6–8
+    "projector": ("2xMLP", "2xMLP-H", "1xMLP-Mixer-H", "2xMLP-Mixer-H"),  # vlm.projector.IN_THE_PAPER
     "reader": ("model", "text only"),
 }
 SAME, OPPOSITE, UNDETERMINED = "same sign", "opposite", "undetermined"

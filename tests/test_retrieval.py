@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from ctvlm_lib.alignment.retrieval import as_table, ranks, recalls
 from ctvlm_lib.errors import BadInput
+from ctvlm_lib.evaluate.retrieval import as_table, ranks, recalls
 
 
 def plain_recall(similarity, texts, k) -> float:
