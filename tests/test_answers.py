@@ -106,6 +106,8 @@ def test_case_white_space_and_final_punctuation_do_not_matter(text, choices, spa
         ("liver or spleen", answers.SEVERAL),
         ("A. liver. B. spleen.", answers.SEVERAL),
         ("B. spleen. It isn't the liver.", answers.SEVERAL),
+        ("B. spleen. Or (A).", answers.SEVERAL),
+        ("B. spleen. Option A!", answers.SEVERAL),
         ("B. liver", answers.DISAGREE),
         ("A spleen", answers.DISAGREE),
         ("B. gallbladder", answers.DISAGREE),

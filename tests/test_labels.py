@@ -84,6 +84,11 @@ def test_no_other_threshold_does_better_on_validation(rule, seed, n, signal):
     assert not any(other > at and _cost(score, true, other, rule) < best + 1e-12 for other in score)
 
 
+def test_a_point_on_a_straight_piece_of_the_roc_curve_can_be_the_nearest():
+    scores, truth = np.array([[3.0], [3.0], [1.0], [1.0]]), np.array([[1], [0], [1], [0]])
+    assert choose_thresholds(scores, truth, NAMES[:1], range(4)).values == (3.0,)
+
+
 @pytest.mark.parametrize("rule", RULES)
 def test_scores_on_another_scale_give_the_same_calls(rule):
     scores, truth, ids = split("v", 4)

@@ -34,9 +34,7 @@ NOT_SHOWN = {  # why the cohort can't show a label of CT-RATE
 }
 
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|;\s+|\b(?:Technique|Findings|Impression):\s*")
-_DENIED = re.compile(
-    r"\b(?:no|not|without|unremarkable|normal|clear|absent)\b|\b(?:this|that) is the only\b", re.IGNORECASE
-)
+_DENIED = re.compile(r"\b(?:no|not|without|unremarkable|normal|clear|absent)\b", re.IGNORECASE)
 _KINDS = ("nodule", "mass", "cyst", "calcification", "consolidation", "ground-glass opacity", "emphysema")
 _KIND = re.compile(r"\b(" + "|".join(map(re.escape, _KINDS)) + r")\b", re.IGNORECASE)
 _REGION = re.compile(r"\b(" + "|".join(sorted(map(re.escape, REGIONS), key=len, reverse=True)) + r")\b", re.IGNORECASE)

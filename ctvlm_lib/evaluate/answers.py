@@ -44,7 +44,7 @@ _LEAD = re.compile(
 )
 _LETTER = re.compile(r"(?:\((?P<inside>[a-z])\)|(?P<plain>[a-z])(?P<mark>[.):]|(?=\s|$)))\s*(?P<rest>.*)", re.DOTALL)
 _POINTED = re.compile(r"(?<![\w'])(?!a (?!or\b|and\b)\w{2})([a-z])(?![\w'])")  # "a" before a word is an article
-_MARKED = re.compile(r"(?<![\w'])(?:\(([a-z])\)|([a-z])[.):](?=\s|$))|\b(?:option|choice|answer) ([a-z])\b")
+_MARKED = re.compile(r"(?<![\w'])(?:\(([a-z])\)|([a-z])(?:[.):!?,;]+(?=\s|$)|$))|\b(?:option|choice|answer) ([a-z])\b")
 _SENTENCE_END = re.compile(r"[.!?;](?=\s)|\n")
 _DENIES = re.compile(r"\b(?:no|not|cannot|none|neither|nor|never|without|nothing|absent|absence|lack|hardly)\b|n't\b")
 _TAKES_BACK = re.compile(_DENIES.pattern + r"|\b(?:but|however|or|instead|rather|wait|although|otherwise)\b")
