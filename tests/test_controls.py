@@ -15,6 +15,7 @@ from ctvlm_lib.experiments import controls, pointing, reliance
 from ctvlm_lib.experiments.conditions import PAPERS_COLOURS
 from ctvlm_lib.experiments.controls import Control, ask, controls_for, picture_for
 from ctvlm_lib.experiments.linear import Linear
+from ctvlm_lib.experiments.mask_quality import with_quality
 from ctvlm_lib.prompt import contour
 from ctvlm_lib.prompt.overlay import COLOURS
 from ctvlm_lib.records.phantom import REGIONS
@@ -176,6 +177,21 @@ def test_too_few_patients_cannot_be_learnt_from(reader, some):
     two = Scans(*(getattr(some, field.name)[:2] for field in fields(Scans)))
     with pytest.raises(BadInput, match="2 patients don't show every region"):
         pointing.fit(reader.encoder, two)
+
+
+def test_a_shifted_mask_has_a_lower_quality_than_the_true_one(reader, records, some):
+    few = [r for r in records if r.kind == "presence"][:40]
+    means = []
+    for control in (Control("as asked"), Control("shifted", 42.0)):
+        table = with_quality(ask(Echo(), few, some, "contour", control), reader, few, some, "contour", control)
+        assert table["mask quality"].between(0, 1).all()
+        means.append(table["mask quality"].mean())
+    assert means[0] > means[1] + 0.1
+
+
+def test_no_mask_has_no_quality(reader, records, some):
+    with pytest.raises(BadInput, match="no mask is drawn"):
+        with_quality(ask(Echo(), records[:2], some, "none"), reader, records[:2], some, "none", Control("as asked"))
 
 
 @pytest.mark.parametrize("classes", [2, 5])

@@ -12,5 +12,6 @@ One concept a file:
     linear       its read-outs
     probes       its arms: asked everything, stored
     reliance     how much of the answers depends on the prompt, in one number
+    mask_quality how much a mask looks like one structure: what to abstain by
     scores       accuracy with intervals, paired differences, calibration: tables from tables of answers
 """

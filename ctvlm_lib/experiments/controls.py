@@ -139,14 +139,14 @@ def picture_for(
     Returns:
         float32 ``(channels, D, H, W)``, and the structure that the prompt is on, "" without a prompt.
     """
-    grey = as_input(scans.hu[k])
+    drawing, on = drawing_for(record, scans, k, condition, control)
+    return draw(as_input(scans.hu[k]), drawing, channels), on
+
+
+def drawing_for(record: Record, scans: Scans, k: int, condition: str, control: Control) -> tuple[Drawing, str]:
+    """What is drawn for a question, and the structure that it is on; arguments as of :func:`picture_for`."""
     if condition == "none" or control.name == REMOVED or record.region is None:
-        return draw(grey, Drawing("none"), channels), ""
-    drawing, on = _drawing(record, scans, k, condition, control)
-    return draw(grey, drawing, channels), on
-
-
-def _drawing(record: Record, scans: Scans, k: int, condition: str, control: Control) -> tuple[Drawing, str]:
+        return Drawing("none"), ""
     region, spacing = scans.region[k], tuple(FIELD_MM / n for n in scans.region.shape[1:])
     there = np.bincount(region.ravel(), minlength=len(REGIONS) + 1)[1:] > 0
     masks = {name: region == r + 1 for r, name in enumerate(REGIONS) if there[r]}

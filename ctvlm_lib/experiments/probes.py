@@ -20,6 +20,7 @@ from ctvlm_lib.records import protocol
 from ctvlm_lib.records.committed import check_committed
 
 PROBES = {f"pointing-{name}": name for name in ("A", "A-continued", "B")}
+UNCHANGED = ("pointing-A-continued",)  # asked without controls: it only shows what B's longer training is worth
 ON_EVERYBODY = (answers.AS_ASKED, REMOVED, MOVED)
 
 
@@ -55,7 +56,10 @@ def run(
     encoder = for_inference(load(PROBES[name])[0].encoder)
     reader = pointing.fit(encoder, cohort.scans["train"], regions=regions)
     fitted = time.monotonic() - started
-    said = {split: everything(reader, cohort, split, progress=progress) for split in ("validation", "test")}
+    said = {
+        split: everything(reader, cohort, split, controls=name not in UNCHANGED, progress=progress)
+        for split in ("validation", "test")
+    }
     record = {
         "config": {"encoder": PROBES[name], "regions": regions, "listens": reader.listens},
         "protocol": {"version": under.version, "sha256": under.sha256},
@@ -77,6 +81,8 @@ def everything(
     cohort: Cohort,
     split: str,
     conditions: Sequence[str] = CONDITIONS,
+    *,
+    controls: bool = True,
     progress: Callable[[str], None] | None = None,
 ) -> pd.DataFrame:
     """Ask a reader under every condition; on the test split under every control too, as the protocol says.
@@ -85,6 +91,7 @@ def everything(
         reader: who answers.
         cohort: whose split is asked about. split: "validation" or "test".
         conditions: of :data:`ctvlm_lib.experiments.conditions.CONDITIONS`.
+        controls: False asks everything as it is.
         progress: called with a line after each.
     """
     fixed = protocol.load().content["controls"]
@@ -92,7 +99,7 @@ def everything(
     for condition in conditions:
         for control in controls_for(condition, fixed):
             everybody = control.name in ON_EVERYBODY
-            if split != "test" and control.name != answers.AS_ASKED:
+            if control.name != answers.AS_ASKED and not (controls and split == "test"):
                 continue
             asked = cohort.questions(split, kinds=pointing.ANSWERS, form="closed",
                                      patients=0 if everybody else fixed["patients"])  # fmt: skip

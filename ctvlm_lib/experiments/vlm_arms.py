@@ -1,0 +1,232 @@
+"""The arms of the vision–language model, by name: encoder × condition × decoder, each with any seed.
+
+``vlm-B-contour-small`` is encoder B, blue contours, the smallest decoder with LoRA; ``…-scratch`` has a decoder that
+began with random weights and learnt whole. Arms that differ in the condition alone are trained on the same questions in
+the same order.
+"""
+
+import json
+import time
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from itertools import product
+from pathlib import Path
+
+import pandas as pd
+
+from ctvlm_lib import assets, checkpoints
+from ctvlm_lib.alignment.arms import RESULTS, of_seed
+from ctvlm_lib.alignment.scans import Scans
+from ctvlm_lib.errors import BadInput, atomic_path
+from ctvlm_lib.experiments import answers
+from ctvlm_lib.experiments.cohort import Cohort
+from ctvlm_lib.experiments.conditions import CONDITIONS
+from ctvlm_lib.experiments.controls import Control, ask, picture_for
+from ctvlm_lib.experiments.pointing import ANSWERS
+from ctvlm_lib.experiments.probes import everything
+from ctvlm_lib.experiments.vlm_reader import VlmReader, worded
+from ctvlm_lib.records.balance import drawn
+from ctvlm_lib.records.committed import check_committed
+from ctvlm_lib.records.record import KINDS, Record
+from ctvlm_lib.vlm import finetune, ladder
+from ctvlm_lib.vlm.feature_cache import FeatureCache
+from ctvlm_lib.vlm.finetune import Finetuning
+from ctvlm_lib.vlm.lessons import Lesson, Lessons
+from ctvlm_lib.vlm.model import CtvlmModel
+
+ENCODERS = ("A", "A-continued", "B")
+QUESTIONS = tuple(kind for kind in KINDS if kind != "report")
+NO_REGION = "the whole scan"
+# 64 + 32 image vectors instead of 256 + 128: a third of the time of a step
+SMALL_MIXER = (("low_tokens", (128, 64)), ("high_tokens", (32, 32)))
+ARMS = {
+    f"vlm-{encoder}-{condition}-{decoder}{'-scratch' * scratch}": Finetuning(
+        encoder, condition, decoder, projector_options=SMALL_MIXER, from_scratch=scratch
+    )
+    for encoder, condition, decoder, scratch in product(ENCODERS, CONDITIONS, ladder.SIZES, (False, True))
+}
+
+
+def run(
+    name: str,
+    profile: str = "full",
+    seed: int = 0,
+    *,
+    cohort: Cohort | None = None,
+    splits: Sequence[str] = ("validation", "test"),
+    folder: str | Path | None = None,
+    checkpoint_folder: str | Path = checkpoints.FOLDER,
+    results: str | Path = RESULTS,
+    changes: Mapping | None = None,
+    label: str = "",
+    on_step: Callable[[dict], None] | None = None,
+    progress: bool = True,
+) -> dict[str, pd.DataFrame]:
+    """Train an arm, store what was trained, ask it everything, and store its answers.
+
+    Args:
+        name: one of ARMS.
+        profile: how many patients.
+        seed: of projector, adapters and steps; any but 0 is added to the names of the two folders.
+        cohort: None draws the profile's.
+        splits: that are asked; the test split needs a committed protocol.
+        folder: for checkpoints on the way.
+        checkpoint_folder: gets ``<name>/`` with projector and adapters in float16 and the record.
+        results: gets ``<name>/`` with a file of answers for each split, and the record.
+        changes: fields of :class:`ctvlm_lib.vlm.finetune.Finetuning` with other values.
+        label: name of the two folders, instead of that of arm and seed.
+        on_step, progress: see :func:`ctvlm_lib.training.train`.
+
+    Returns:
+        Split → table of answers.
+
+    Raises:
+        BadInput: no such arm or setting, or a protocol that isn't committed.
+    """
+    config, label = recipe_of(name, seed, changes or {}), label or of_seed(name, seed)
+    record = _protocol(splits)
+    cohort, started = cohort or Cohort.of(profile, ("train", *splits)), time.monotonic()
+    model, processor = finetune.build(config)
+    chosen = lessons_of(cohort, config)
+    features = features_of(model, cohort.scans["train"], chosen, config.condition)
+    ready = time.monotonic()
+    curves = finetune.finetune(
+        model, Lessons(processor, chosen), features, config, folder=folder, on_step=on_step, progress=progress
+    )
+    minutes = {"features": (ready - started) / 60, "training": (time.monotonic() - ready) / 60}
+    record |= {"profile": cohort.profile, "seed": seed} | checkpoints.circumstances(curves)
+    target = Path(checkpoint_folder) / label
+    finetune.save(target, model, config, record)
+    model, processor, _ = finetune.load(target)  # what is asked is what is shipped, float16's rounding included
+    reader, said = VlmReader(model, processor), {}
+    for split in splits:
+        began = time.monotonic()
+        said[split] = ask_all(reader, cohort, split, config, print if progress else None)
+        minutes[split] = (time.monotonic() - began) / 60
+    record |= {"finetuning": asdict(config), "minutes": {part: round(value, 2) for part, value in minutes.items()}}
+    _store(
+        said, cohort, record | {"weights": checkpoints.record(label, target.parent)["weights"]}, Path(results) / label
+    )
+    return said
+
+
+def recipe_of(name: str, seed: int = 0, changes: Mapping | None = None) -> Finetuning:
+    """What an arm trains, with a seed and changes.
+
+    Raises:
+        BadInput: no such arm or setting.
+    """
+    if name not in ARMS:
+        raise BadInput(
+            f"no arm is called {name!r}; arms are vlm-ENCODER-CONDITION-DECODER, such as vlm-B-contour-small"
+        )
+    return Finetuning.from_dict(asdict(replace(ARMS[name], seed=seed)) | dict(changes or {}))
+
+
+def lessons_of(cohort: Cohort, config: Finetuning, split: str = "train", patients: int = 0) -> list[Lesson]:
+    """What a split teaches: for each patient some regions, and everything that is asked about each.
+
+    Which regions depends on the patient alone, so that all conditions and seeds learn from the same questions. What is
+    asked about no region counts as one more, beside the budget.
+
+    Args:
+        cohort: with the split's scans.
+        config: which kinds of question, how many regions, and which condition.
+        split: of the cohort. patients: the first so many; 0 takes all.
+    """
+    groups: dict[tuple[str, str], list[Record]] = {}
+    for record in cohort.questions(split, kinds=config.kinds or QUESTIONS, patients=patients):
+        groups.setdefault((record.patient, record.region or NO_REGION), []).append(record)
+    regions: dict[str, list[str]] = {}
+    for patient, region in groups:
+        regions.setdefault(patient, []).append(region)
+    made = []
+    for patient, there in regions.items():
+        ranked = sorted((r for r in there if r != NO_REGION), key=lambda region: drawn(patient, region, "learnt from"))
+        for region in (*ranked[: config.regions or None], *(r for r in there if r == NO_REGION)):
+            asked = tuple(worded(record, config.condition) for record in groups[patient, region])
+            made.append(Lesson(key_of(asked[0], config.condition), asked))
+    return made
+
+
+def key_of(record: Record, condition: str) -> str:
+    """Name of the picture that a question is asked about; without a prompt a patient has one."""
+    plain = condition == "none" or record.region is None
+    return f"{record.patient}/{NO_REGION if plain else record.region}"
+
+
+def features_of(
+    model: CtvlmModel,
+    scans: Scans,
+    lessons: Sequence[Lesson],
+    condition: str,
+    *,
+    store: str | Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> FeatureCache:
+    """Features of all pictures of some lessons, computed once: other decoders and seeds read them from the disk.
+
+    Args:
+        model: with the frozen encoder.
+        scans: of the lessons' patients.
+        lessons: whose pictures are drawn as a reader is shown them, see :func:`ctvlm_lib.experiments.controls.ask`.
+        condition: what is drawn.
+        store: folder; None takes the workbook's cache.
+        progress: called with (pictures, of how many).
+    """
+    first = {lesson.key: lesson.records[0] for lesson in lessons}
+    place = {name: k for k, name in enumerate(scans.names)}
+    content = zlib.crc32("\n".join(first).encode()) ^ zlib.crc32(scans.hu[:8].tobytes())
+    name = f"{model.encoder_id()}-{condition}-{len(first)}-{content:08x}.safetensors"
+    path = Path(store or assets.cache_dir() / "features") / name
+    if path.is_file():
+        return FeatureCache.load(path)
+
+    def picture(key: str):
+        record = first[key]
+        return picture_for(record, scans, place[record.patient], condition, Control(answers.AS_ASKED),
+                           model.config.encoder.in_channels)[0]  # fmt: skip
+
+    found = FeatureCache.of(model, tuple(first), picture, progress=progress)
+    found.save(path)
+    return found
+
+
+def ask_all(
+    reader: VlmReader, cohort: Cohort, split: str, config: Finetuning, progress: Callable[[str], None] | None = None
+) -> pd.DataFrame:
+    """Ask what the probes are asked, under the same controls, and as asked all other kinds and forms as well.
+
+    Args:
+        reader: of the trained model.
+        cohort: whose split is asked about. split: "validation" or "test".
+        config: names the condition, the seed and the kinds that were learnt.
+        progress: called with a line after each control.
+    """
+    table = everything(reader, cohort, split, (config.condition,), progress)
+    known = set(table["id"])
+    rest = [r for r in cohort.questions(split, kinds=config.kinds or QUESTIONS) if r.id not in known]
+    if rest:
+        table = pd.concat([table, ask(reader, rest, cohort.scans[split], config.condition)], ignore_index=True)
+    if progress:
+        progress(f"{split}, {config.condition}, other kinds and forms: {len(rest):,} answers")
+    return table.assign(seed=config.seed)
+
+
+def _protocol(splits: Sequence[str]) -> dict:
+    """What a record says of the protocol, which has to be committed before the test split is asked."""
+    if "test" not in splits:
+        return {}
+    under = check_committed()
+    return {"protocol": {"version": under.version, "sha256": under.sha256}}
+
+
+def _store(said: Mapping[str, pd.DataFrame], cohort: Cohort, record: dict, home: Path) -> None:
+    record |= {"rows": {split: len(table) for split, table in said.items()}, "asked": list(ANSWERS)}
+    with atomic_path(home) as partial:
+        partial.mkdir()
+        for split, table in said.items():
+            answers.save(table, cohort.records[split], partial / f"{split}.npz")
+        content = json.dumps(record, indent=1, ensure_ascii=False)
+        (partial / "record.json").write_text(content + "\n", encoding="utf-8")
