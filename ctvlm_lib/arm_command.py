@@ -64,13 +64,18 @@ def command(args: argparse.Namespace) -> int:
     check_profile(args.profile)
     check_seed(args.seed)
     from ctvlm_lib.alignment import arms
+    from ctvlm_lib.experiments import probes
 
     if args.name is None:
         for name, arm in arms.ARMS.items():
             print(f"{name:20} {_described(arm)}")
+        for name, encoder in probes.PROBES.items():
+            print(f"{name:20} linear read-outs of encoder {encoder}, under every prompt and control")
         return 0
+    if args.name in probes.PROBES:
+        return _probe(args)
     if args.name not in arms.ARMS:
-        raise BadInput(f"no arm is called {args.name!r}; there are: {', '.join(arms.ARMS)}")
+        raise BadInput(f"no arm is called {args.name!r}; there are: {', '.join((*arms.ARMS, *probes.PROBES))}")
     home, changes = run_folder(args.profile, args.out), _changes(args)
     label = arms.of_seed(args.name + _suffix(changes), args.seed)
     result = arms.run(
@@ -87,6 +92,18 @@ def command(args: argparse.Namespace) -> int:
         print(f"{label}: {_score(result.record['test'])},")
         weights = f", weights in {home / 'checkpoints' / label}" if result.curve else ""
         print(f"tables in {home / 'results' / label}{weights}")
+    return 0
+
+
+def _probe(args: argparse.Namespace) -> int:
+    """Fit and ask the pointing reader; it has no seed and no settings."""
+    from ctvlm_lib.experiments import probes
+
+    if args.seed or _changes(args):
+        raise BadInput(f"{args.name} has no seed and no settings: what ships is asked; give --profile and --out only")
+    results = run_folder(args.profile, args.out) / "results"
+    probes.run(args.name, results=results, profile=args.profile, progress=print)
+    print(f"answers in {results / args.name}; notebook 80 shows what follows from them")
     return 0
 
 
