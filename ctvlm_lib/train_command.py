@@ -2,7 +2,8 @@
 
 import argparse
 import importlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ctvlm_lib import checkpoints
@@ -17,12 +18,19 @@ class Trainable:
     module: str
     what: str
     minutes: int
+    options: Mapping[str, str] = field(default_factory=dict)  # further arguments of that ``make``
 
 
+LADDER = "ctvlm_lib.vlm.ladder_training"
 TRAININGS = {
     "vista3d_phantom": Trainable(
         "ctvlm_lib.segment.small_training", "small VISTA-3D of notebook 20: phantoms at 64×64×64, 1,800 steps", 21
     ),
+    "ladder-small": Trainable(
+        LADDER, "language model of 0.5 M parameters: the cohort's text, 400 steps", 4, {"size": "small"}
+    ),
+    "ladder-middle": Trainable(LADDER, "language model of 1.5 M parameters, likewise", 7, {"size": "middle"}),
+    "ladder-large": Trainable(LADDER, "language model of 3.1 M parameters, likewise", 11, {"size": "large"}),
 }
 
 
@@ -46,10 +54,11 @@ def command(args: argparse.Namespace) -> int:
         return 0
     if args.name not in TRAININGS:
         raise BadInput(f"nothing called {args.name!r} can be trained; there are: {', '.join(TRAININGS)}")
+    one = TRAININGS[args.name]
     check_seed(args.seed)
     folder = args.out or run_folder("full") / "checkpoints"
     work = run_folder("full") / "training" / f"{args.name}-seed{args.seed}"
-    made = importlib.import_module(TRAININGS[args.name].module).make(folder, work, seed=args.seed)
+    made = importlib.import_module(one.module).make(folder, work, seed=args.seed, **one.options)
     record = checkpoints.record(made.name, made.parent)
     print(f"{made.name}: {record['seconds'] / 60:.0f} min, {record['weights']['bytes'] / 1e6:.1f} MB, in {made}")
     return 0

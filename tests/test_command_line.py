@@ -137,9 +137,10 @@ def test_a_path_that_the_system_refuses_is_one_line(monkeypatch, capsys):
 
 def test_the_arm_command_lists_its_arms_and_refuses_others(capsys):
     from ctvlm_lib.alignment import arms
+    from ctvlm_lib.experiments import probes
 
     assert command_line.main(["arm"]) == 0
     listed = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in listed] == list(arms.ARMS)
+    assert [line.split()[0] for line in listed] == [*arms.ARMS, *probes.PROBES]
     assert command_line.main(["arm", "C"]) == 2
     assert "no arm is called 'C'; there are: A1, A, " in capsys.readouterr().err
