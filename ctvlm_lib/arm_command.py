@@ -101,8 +101,9 @@ def _probe(args: argparse.Namespace) -> int:
 
     if args.seed or _changes(args):
         raise BadInput(f"{args.name} has no seed and no settings: what ships is asked; give --profile and --out only")
-    results = run_folder(args.profile, args.out) / "results"
-    probes.run(args.name, results=results, profile=args.profile, progress=print)
+    home = run_folder(args.profile, args.out)
+    results = home / "results"
+    probes.run(args.name, results=results, folder=home / "training" / args.name, profile=args.profile, progress=print)
     print(f"answers in {results / args.name}; notebook 80 shows what follows from them")
     return 0
 

@@ -29,6 +29,7 @@ def run(
     cohort: Cohort | None = None,
     *,
     results: str | Path = RESULTS,
+    folder: str | Path | None = None,
     profile: str = "full",
     regions: int = 4,
     progress: Callable[[str], None] | None = None,
@@ -39,6 +40,7 @@ def run(
         name: one of PROBES.
         cohort: None draws the profile's.
         results: gets ``<name>/`` with ``validation.npz``, ``test.npz`` and the record.
+        folder: for answers on the way; a run that was killed goes on from there.
         profile: how many patients.
         regions: of each training patient that are learnt from.
         progress: called with a line after each condition and control.
@@ -57,7 +59,7 @@ def run(
     reader = pointing.fit(encoder, cohort.scans["train"], regions=regions)
     fitted = time.monotonic() - started
     said = {
-        split: everything(reader, cohort, split, controls=name not in UNCHANGED, progress=progress)
+        split: everything(reader, cohort, split, controls=name not in UNCHANGED, folder=folder, progress=progress)
         for split in ("validation", "test")
     }
     record = {
@@ -67,7 +69,7 @@ def run(
         "minutes": {"fit": round(fitted / 60, 2), "all": round((time.monotonic() - started) / 60, 2)},
         "profile": cohort.profile,
         "seed": 0,
-    } | checkpoints.circumstances([])
+    } | checkpoints.circumstances({})
     with atomic_path(Path(results) / name) as partial:
         partial.mkdir()
         for split, table in said.items():
@@ -83,6 +85,7 @@ def everything(
     conditions: Sequence[str] = CONDITIONS,
     *,
     controls: bool = True,
+    folder: str | Path | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> pd.DataFrame:
     """Ask a reader under every condition; on the test split under every control too, as the protocol says.
@@ -92,6 +95,7 @@ def everything(
         cohort: whose split is asked about. split: "validation" or "test".
         conditions: of :data:`ctvlm_lib.experiments.conditions.CONDITIONS`.
         controls: False asks everything as it is.
+        folder: keeps the answers of each condition and control; those that are there aren't asked for again.
         progress: called with a line after each.
     """
     fixed = protocol.load().content["controls"]
@@ -103,7 +107,13 @@ def everything(
                 continue
             asked = cohort.questions(split, kinds=pointing.ANSWERS, form="closed",
                                      patients=0 if everybody else fixed["patients"])  # fmt: skip
+            kept = folder and Path(folder) / f"{split}-{condition}-{control}.npz".replace(" ", "-")
+            if kept and kept.is_file():
+                tables.append(answers.load(kept, cohort.records[split]))
+                continue
             tables.append(ask(reader, asked, cohort.scans[split], condition, control))
+            if kept:
+                answers.save(tables[-1], cohort.records[split], kept)
             if progress:
                 progress(f"{split}, {condition}, {control}: {len(asked):,} answers")
     return pd.concat(tables, ignore_index=True)

@@ -39,11 +39,13 @@ class VlmReader:
         model: its encoder is frozen.
         processor: its.
         at_once: questions in a batch.
+        chosen: closed answers aren't written but chosen: the offered one with the likeliest first token. Small decoders
+            write a letter and another choice's words, which is an answer that can't be read.
     """
 
-    def __init__(self, model: CtvlmModel, processor: CtvlmProcessor, at_once: int = 192):
+    def __init__(self, model: CtvlmModel, processor: CtvlmProcessor, at_once: int = 192, chosen: bool = False):
         processor.check(model.config)
-        self.model, self.processor, self.at_once = model, processor, at_once
+        self.model, self.processor, self.at_once, self.chosen = model, processor, at_once, chosen
         self.channels = processor.channels
         self._first: dict[str, int] = {}
 
@@ -80,23 +82,21 @@ class VlmReader:
         found = self.model.generate(
             **batch, features=features, max_new_tokens=room, output_logits=True, return_dict_in_generate=True
         )
-        texts = self.processor.decode(found.sequences)
-        return [
-            (text, self._confidence(record, text, logits))
-            for record, text, logits in zip(records, texts, found.logits[0].float().cpu(), strict=True)
-        ]
+        texts, firsts = self.processor.decode(found.sequences), found.logits[0].float().cpu()
+        return [self._said(*row) for row in zip(records, texts, firsts, strict=True)]
 
-    def _confidence(self, record: Record, text: str, logits: torch.Tensor) -> float:
-        """Probability of the answer's first token among those of all answers."""
-        if record.form != "closed":
-            return float("nan")
-        choice, offered = parse(text, record.choices).choice, record.choices or YES_NO
-        if choice is None:
-            return float("nan")
-        begins = [self._token(text) for text in (LETTERS[: len(offered)] if record.choices else YES_NO)]
-        if len(set(begins)) < len(begins):
-            return float("nan")
-        return float(logits[begins].softmax(0)[offered.index(choice)])
+    def _said(self, record: Record, text: str, logits: torch.Tensor) -> tuple[str, float]:
+        """Answer and confidence, of the text that was written and the logits ``(vocabulary,)`` of its first token."""
+        begins = LETTERS[: len(record.choices)] if record.choices else YES_NO
+        tokens = [self._token(begin) for begin in begins]
+        if record.form != "closed" or len(set(tokens)) < len(tokens):
+            return text, float("nan")
+        chance, offered = logits[tokens].softmax(0), record.choices or YES_NO
+        if self.chosen:
+            best = int(chance.argmax())
+            text = f"{begins[best]}. {offered[best]}" if record.choices else offered[best]
+        choice = parse(text, record.choices).choice
+        return text, float("nan") if choice is None else float(chance[offered.index(choice)])
 
     def _token(self, text: str) -> int:
         """First token of an answer, which stands behind a blank."""
