@@ -166,10 +166,10 @@ def _unpacked(array: np.ndarray) -> list[str]:
 
 def _write_npz(file: io.IOBase, arrays: dict[str, np.ndarray]) -> None:
     """As ``np.savez_compressed``, without the time of day, so that the same answers are the same bytes."""
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_LZMA) as archive:  # it finds repeats that lie far apart
         for name, array in arrays.items():
             buffer = io.BytesIO()
             np.lib.format.write_array(buffer, np.ascontiguousarray(array), allow_pickle=False)
             entry = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
-            entry.compress_type = zipfile.ZIP_DEFLATED
+            entry.compress_type = zipfile.ZIP_LZMA
             archive.writestr(entry, buffer.getvalue())

@@ -73,7 +73,9 @@ def run(
     with atomic_path(Path(results) / name) as partial:
         partial.mkdir()
         for split, table in said.items():
-            answers.save(table, cohort.records[split], partial / f"{split}.npz")
+            # calibration and abstention ask about the unchanged prompt only; without the rest the file is half as large
+            kept = table.assign(confidence=table["confidence"].where(table["control"] == answers.AS_ASKED))
+            answers.save(kept, cohort.records[split], partial / f"{split}.npz")
         (partial / "record.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return said["test"]
 

@@ -21,7 +21,7 @@ from ctvlm_lib.alignment.scans import Scans
 from ctvlm_lib.errors import BadInput, atomic_path
 from ctvlm_lib.experiments import answers
 from ctvlm_lib.experiments.cohort import Cohort
-from ctvlm_lib.experiments.conditions import CONDITIONS
+from ctvlm_lib.experiments.conditions import CONDITIONS, PAPERS_COLOURS
 from ctvlm_lib.experiments.controls import Control, ask, picture_for
 from ctvlm_lib.experiments.pointing import ANSWERS
 from ctvlm_lib.experiments.probes import everything
@@ -29,7 +29,7 @@ from ctvlm_lib.experiments.vlm_reader import VlmReader, worded
 from ctvlm_lib.records.balance import drawn
 from ctvlm_lib.records.committed import check_committed
 from ctvlm_lib.records.record import KINDS, Record
-from ctvlm_lib.vlm import finetune, ladder
+from ctvlm_lib.vlm import finetune, finetune_saving, ladder
 from ctvlm_lib.vlm.feature_cache import FeatureCache
 from ctvlm_lib.vlm.finetune import Finetuning
 from ctvlm_lib.vlm.lessons import Lesson, Lessons
@@ -60,6 +60,7 @@ def run(
     results: str | Path = RESULTS,
     changes: Mapping | None = None,
     label: str = "",
+    chosen: bool = False,
     on_step: Callable[[dict], None] | None = None,
     progress: bool = True,
 ) -> dict[str, pd.DataFrame]:
@@ -76,6 +77,7 @@ def run(
         results: gets ``<name>/`` with a file of answers for each split, and the record.
         changes: fields of :class:`ctvlm_lib.vlm.finetune.Finetuning` with other values.
         label: name of the two folders, instead of that of arm and seed.
+        chosen: see :class:`ctvlm_lib.experiments.vlm_reader.VlmReader`.
         on_step, progress: see :func:`ctvlm_lib.training.train`.
 
     Returns:
@@ -88,23 +90,24 @@ def run(
     record = _protocol(splits)
     cohort, started = cohort or Cohort.of(profile, ("train", *splits)), time.monotonic()
     model, processor = finetune.build(config)
-    chosen = lessons_of(cohort, config)
-    features = features_of(model, cohort.scans["train"], chosen, config.condition)
+    taught = lessons_of(cohort, config)
+    features = features_of(model, cohort.scans["train"], taught, config.condition)
     ready = time.monotonic()
     curves = finetune.finetune(
-        model, Lessons(processor, chosen), features, config, folder=folder, on_step=on_step, progress=progress
+        model, Lessons(processor, taught), features, config, folder=folder, on_step=on_step, progress=progress
     )
     minutes = {"features": (ready - started) / 60, "training": (time.monotonic() - ready) / 60}
     record |= {"profile": cohort.profile, "seed": seed} | checkpoints.circumstances(curves)
     target = Path(checkpoint_folder) / label
-    finetune.save(target, model, config, record)
-    model, processor, _ = finetune.load(target)  # what is asked is what is shipped, float16's rounding included
-    reader, said = VlmReader(model, processor), {}
+    finetune_saving.save(target, model, config, record)
+    model, processor, _ = finetune_saving.load(target)  # what is asked is what is shipped, float16's rounding included
+    reader, said = VlmReader(model, processor, chosen=chosen), {}
     for split in splits:
         began = time.monotonic()
         said[split] = ask_all(reader, cohort, split, config, print if progress else None)
         minutes[split] = (time.monotonic() - began) / 60
-    record |= {"finetuning": asdict(config), "minutes": {part: round(value, 2) for part, value in minutes.items()}}
+    record |= {"chosen": chosen, "finetuning": asdict(config)}
+    record |= {"minutes": {part: round(value, 2) for part, value in minutes.items()}}
     _store(
         said, cohort, record | {"weights": checkpoints.record(label, target.parent)["weights"]}, Path(results) / label
     )
@@ -177,7 +180,9 @@ def features_of(
     """
     first = {lesson.key: lesson.records[0] for lesson in lessons}
     place = {name: k for k, name in enumerate(scans.names)}
-    content = zlib.crc32("\n".join(first).encode()) ^ zlib.crc32(scans.hu[:8].tobytes())
+    content = 0
+    for part in ("\n".join(first).encode(), repr(PAPERS_COLOURS).encode(), scans.hu, scans.region, scans.found):
+        content = zlib.crc32(part, content)
     name = f"{model.encoder_id()}-{condition}-{len(first)}-{content:08x}.safetensors"
     path = Path(store or assets.cache_dir() / "features") / name
     if path.is_file():
@@ -223,7 +228,7 @@ def _protocol(splits: Sequence[str]) -> dict:
 
 
 def _store(said: Mapping[str, pd.DataFrame], cohort: Cohort, record: dict, home: Path) -> None:
-    record |= {"rows": {split: len(table) for split, table in said.items()}, "asked": list(ANSWERS)}
+    record |= {"rows": {split: len(table) for split, table in said.items()}, "controls_of": list(ANSWERS)}
     with atomic_path(home) as partial:
         partial.mkdir()
         for split, table in said.items():

@@ -9,6 +9,7 @@ from ctvlm_lib.errors import BadInput
 from ctvlm_lib.evaluate.answers import YES_NO, parse
 from ctvlm_lib.records.package import LETTERS
 from ctvlm_lib.records.record import Record
+from ctvlm_lib.vlm.choices import log_likelihoods
 from ctvlm_lib.vlm.features import Features
 from ctvlm_lib.vlm.model import CtvlmModel
 from ctvlm_lib.vlm.processor import CtvlmProcessor
@@ -31,23 +32,22 @@ def worded(record: Record, condition: str) -> Record:
 class VlmReader:
     """A :class:`ctvlm_lib.experiments.controls.Reader` of a vision–language model.
 
-    Answers are written greedily. The confidence of a closed answer is the probability of its first token among the
-    first tokens of all that were offered, "A" to "D" or "Yes" and "No": the model learns to begin with it, and it
-    settles the rest. It is NaN for open questions, and where the text commits itself to no choice or begins otherwise.
+    Answers are written greedily. The confidence of a closed answer is its probability among all that were offered, by
+    the likelihood of the whole answers, see :func:`ctvlm_lib.vlm.choices.log_likelihoods`; it is NaN for open
+    questions, and where the text commits itself to no choice.
 
     Args:
         model: its encoder is frozen.
         processor: its.
         at_once: questions in a batch.
-        chosen: closed answers aren't written but chosen: the offered one with the likeliest first token. Small decoders
-            write a letter and another choice's words, which is an answer that can't be read.
+        chosen: closed answers aren't written but chosen: the likeliest of those offered. Small decoders write a letter
+            and another choice's words, which is an answer that can't be read.
     """
 
     def __init__(self, model: CtvlmModel, processor: CtvlmProcessor, at_once: int = 192, chosen: bool = False):
         processor.check(model.config)
         self.model, self.processor, self.at_once, self.chosen = model, processor, at_once, chosen
         self.channels = processor.channels
-        self._first: dict[str, int] = {}
 
     def answer(
         self, pictures: np.ndarray, questions: Sequence[Sequence[Record]], condition: str
@@ -59,9 +59,8 @@ class VlmReader:
         asked = [(k, worded(record, condition)) for k, group in enumerate(questions) for record in group]
         said: list[tuple[str, float]] = [("", float("nan"))] * len(asked)
         for those, room in self._batches([record for _, record in asked]):
-            places = torch.tensor([asked[i][0] for i in those], device=device)
-            some = Features(features.low[places], features.high[places], features.source)
-            for i, pair in zip(those, self._written([asked[i][1] for i in those], some, room), strict=True):
+            some = _rows(features, [asked[i][0] for i in those])
+            for i, pair in zip(those, self._answers([asked[i][1] for i in those], some, room), strict=True):
                 said[i] = pair
         rest = iter(said)
         return [[next(rest) for _ in group] for group in questions]
@@ -75,31 +74,34 @@ class VlmReader:
             batches += [(those[k : k + self.at_once], room) for k in range(0, len(those), self.at_once)]
         return batches
 
-    def _written(self, records: list[Record], features: Features, room: int) -> list[tuple[str, float]]:
+    def _answers(self, records: list[Record], features: Features, room: int) -> list[tuple[str, float]]:
         """Answer and confidence of each question."""
-        batch = self.processor.of_records(records, None, answers=False, room=room)
-        batch = {name: tensor.to(features.low.device) for name, tensor in batch.items()}
-        found = self.model.generate(
-            **batch, features=features, max_new_tokens=room, output_logits=True, return_dict_in_generate=True
-        )
-        texts, firsts = self.processor.decode(found.sequences), found.logits[0].float().cpu()
-        return [self._said(*row) for row in zip(records, texts, firsts, strict=True)]
+        texts = [""] * len(records)
+        written = [k for k, record in enumerate(records) if not (self.chosen and record.form == "closed")]
+        closed = [k for k, record in enumerate(records) if record.form == "closed"]
+        if written:
+            some = [records[k] for k in written]
+            batch = self.processor.of_records(some, None, answers=False, room=room)
+            batch = {name: tensor.to(features.low.device) for name, tensor in batch.items()}
+            tokens = self.model.generate(**batch, features=_rows(features, written), max_new_tokens=room)
+            for k, text in zip(written, self.processor.decode(tokens), strict=True):
+                texts[k] = text
+        confidence = [float("nan")] * len(records)
+        if closed:
+            likely = log_likelihoods(self.model, self.processor, [records[k] for k in closed], _rows(features, closed))
+            for k, row in zip(closed, likely, strict=True):
+                texts[k], confidence[k] = self._said(records[k], texts[k], row.softmax(0))
+        return list(zip(texts, confidence, strict=True))
 
-    def _said(self, record: Record, text: str, logits: torch.Tensor) -> tuple[str, float]:
-        """Answer and confidence, of the text that was written and the logits ``(vocabulary,)`` of its first token."""
-        begins = LETTERS[: len(record.choices)] if record.choices else YES_NO
-        tokens = [self._token(begin) for begin in begins]
-        if record.form != "closed" or len(set(tokens)) < len(tokens):
-            return text, float("nan")
-        chance, offered = logits[tokens].softmax(0), record.choices or YES_NO
+    def _said(self, record: Record, text: str, chance: torch.Tensor) -> tuple[str, float]:
+        """A closed answer and its confidence, of what was written and the probability of each choice."""
+        offered = record.choices or YES_NO
         if self.chosen:
             best = int(chance.argmax())
-            text = f"{begins[best]}. {offered[best]}" if record.choices else offered[best]
+            return (f"{LETTERS[best]}. {offered[best]}" if record.choices else offered[best]), float(chance[best])
         choice = parse(text, record.choices).choice
         return text, float("nan") if choice is None else float(chance[offered.index(choice)])
 
-    def _token(self, text: str) -> int:
-        """First token of an answer, which stands behind a blank."""
-        if text not in self._first:
-            self._first[text] = self.processor.tokenizer(f" {text}", add_special_tokens=False)["input_ids"][0]
-        return self._first[text]
+
+def _rows(features: Features, places: Sequence[int]) -> Features:
+    return Features(features.low[places], features.high[places], features.source)

@@ -1,0 +1,235 @@
+"""Training of a vision–language model: first the projector alone, then LoRA beside a frozen decoder.
+
+The encoder never learns; what it makes of each picture is read from a :class:`FeatureCache`. "From scratch" is another
+thing, and isn't called LoRA: the decoder begins with random weights and all of it learns.
+
+Source: med3dvlm.txt §3.3 and §3.4 (the two stages), contour.txt §3.2 and §4, dualbox.txt §3.2 and §4.2.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ctvlm_lib import checkpoints
+from ctvlm_lib.alignment.checkpoints import load as load_aligned
+from ctvlm_lib.encoder import frozen
+from ctvlm_lib.errors import BadInput
+from ctvlm_lib.training import Curve, Step, Training, train
+from ctvlm_lib.vlm import ladder
+from ctvlm_lib.vlm.config import CtvlmConfig
+from ctvlm_lib.vlm.feature_cache import FeatureCache
+from ctvlm_lib.vlm.finetune_loss import answer_loss
+from ctvlm_lib.vlm.lessons import Lessons
+from ctvlm_lib.vlm.lora import with_lora
+from ctvlm_lib.vlm.model import CtvlmModel
+from ctvlm_lib.vlm.processor import PLACEHOLDER, CtvlmProcessor, with_placeholder
+from ctvlm_lib.vlm.projector import PROJECTORS
+from ctvlm_lib.vlm.projector_merged import merged
+
+PROJECTOR, LORA, ALL = "projector", "LoRA", "all weights"
+SIZE_DHW_VOX = (32, 64, 64)  # of the cohort
+
+
+@dataclass(frozen=True)
+class Finetuning:
+    """How a vision–language model is made; two of them that differ in nothing but ``condition`` see the same questions.
+
+    Attributes:
+        encoder: name of a shipped encoder, such as "B".
+        condition: what is drawn before it sees a volume, and how questions are worded.
+        decoder: size of :data:`ctvlm_lib.vlm.ladder.SIZES`.
+        seed: of the projector's weights, the adapters' and the steps.
+        projector: name in ``ctvlm_lib.vlm.projector.PROJECTORS``, or "merged", see
+            :mod:`ctvlm_lib.vlm.projector_merged`. projector_options: its arguments.
+        projector_steps, projector_lr: of the first stage, the projector alone.
+        lora_steps, lora_lr: of the second stage; projector and adapters.
+        pictures: of a step. words: room for the questions behind each, see :meth:`ctvlm_lib.vlm.lessons.Lessons.draw`.
+        regions: of each training patient that are learnt from, each with its own picture; 0 takes all.
+        kinds: of question; () takes all but reports.
+        rank, alpha, dropout, targets, train_norms: of :func:`ctvlm_lib.vlm.lora.with_lora`.
+        from_scratch: a decoder with random weights, of which all learn, in one stage of both stages' steps.
+        focal_gamma: γ of the focal loss on closed answers, which then has a mean of its own beside that of the open
+            ones; None takes one mean negative log-likelihood over all answers' tokens.
+        l2: λ of the penalty on LoRA's matrices.
+        weight_decay, precision, checkpoint_every: of :class:`ctvlm_lib.training.Training`.
+    """
+
+    encoder: str = "B"
+    condition: str = "contour"
+    decoder: str = "small"
+    seed: int = 0
+    projector: str = "mixer"
+    projector_options: tuple[tuple[str, object], ...] = ()
+    projector_steps: int = 200
+    projector_lr: float = 3e-3
+    lora_steps: int = 400
+    lora_lr: float = 3e-3
+    pictures: int = 24
+    words: int = 120
+    regions: int = 4
+    kinds: tuple[str, ...] = ()
+    rank: int = 16
+    alpha: float = 32
+    dropout: float = 0.05
+    targets: str = "attention + MLP"
+    train_norms: bool = False
+    from_scratch: bool = False
+    focal_gamma: float | None = None
+    l2: float = 0.0
+    weight_decay: float = 0.02
+    precision: str = "no"
+    checkpoint_every: int = 100
+
+    def __post_init__(self) -> None:
+        for name in ("pictures", "words"):
+            if getattr(self, name) < 1:
+                raise BadInput(f"{name} must be a whole number from 1, got {getattr(self, name)}")
+        if min(self.projector_steps, self.lora_steps) < 0 or not self.projector_steps + self.lora_steps:
+            raise BadInput("projector_steps and lora_steps count steps, and one of them must be 1 or more")
+        if self.from_scratch and self.l2:
+            raise BadInput("l2 is a penalty on LoRA, and a decoder from scratch has none; set l2 to 0")
+
+    @classmethod
+    def from_dict(cls, content: Mapping) -> "Finetuning":
+        """Read what ``dataclasses.asdict`` gave, also after JSON made tuples into lists.
+
+        Raises:
+            BadInput: a setting that there isn't.
+        """
+        unknown = sorted(set(content) - {field.name for field in fields(cls)})
+        if unknown:
+            raise BadInput(f"there is no setting {unknown[0]!r} of finetuning; see ctvlm_lib.vlm.finetune.Finetuning")
+        return cls(**{k: _tuples(v) if isinstance(v, list) else v for k, v in content.items()})
+
+    def stages(self) -> tuple[tuple[str, Training], ...]:
+        """Stages in their order: what learns, and how."""
+        shared = {
+            "weight_decay": self.weight_decay, "precision": self.precision, "seed": self.seed,
+            "checkpoint_every": self.checkpoint_every,
+        }  # fmt: skip
+        if self.from_scratch:
+            return ((ALL, Training(self.projector_steps + self.lora_steps, self.lora_lr, **shared)),)
+        planned = ((PROJECTOR, self.projector_steps, self.projector_lr), (LORA, self.lora_steps, self.lora_lr))
+        # the second stage draws other questions than the first
+        return tuple(
+            (stage, replace(Training(steps, lr, **shared), seed=2 * self.seed + turn))
+            for turn, (stage, steps, lr) in enumerate(planned)
+            if steps
+        )
+
+
+def build(config: Finetuning, folder: str | Path = checkpoints.FOLDER) -> tuple[CtvlmModel, CtvlmProcessor]:
+    """A model before its first step: trained encoder, random projector, and a decoder trained on text, or random.
+
+    Args:
+        config: which.
+        folder: of checkpoints.
+
+    Raises:
+        BadInput: no such encoder, decoder or projector.
+    """
+    encoder = load_aligned(Path(folder) / config.encoder)[0].encoder
+    decoder, tokenizer = ladder.load(config.decoder, folder)
+    if config.from_scratch:
+        decoder = ladder.build(config.decoder, config.seed)
+    tokenizer = with_placeholder(tokenizer)
+    options = dict(config.projector_options)
+    parts = CtvlmConfig(
+        encoder.config, decoder.config, config.projector, options, size_dhw_vox=SIZE_DHW_VOX,
+        image_token_id=tokenizer.convert_tokens_to_ids(PLACEHOLDER),
+    )  # fmt: skip
+    low, high = parts.streams()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        projector = _factory(config.projector)(low, high, hidden_size=parts.hidden_size, **options)
+    parts.image_tokens = projector.tokens
+    model = CtvlmModel(parts, encoder, projector, decoder)
+    model.freeze(encoder=True, projector=False, decoder=not config.from_scratch).eval()
+    return model, CtvlmProcessor.for_config(model.config, tokenizer, scale="cohort")
+
+
+def prepare(model: CtvlmModel, stage: str, config: Finetuning) -> CtvlmModel:
+    """Let learn what learns in a stage, and nothing else; adapters are made where the stage needs them.
+
+    Raises:
+        BadInput: no such stage.
+    """
+    if stage == PROJECTOR:
+        return model.freeze(encoder=True, projector=False, decoder=True)
+    if stage == ALL:
+        return model.freeze(encoder=True, projector=False, decoder=False)
+    if stage != LORA:
+        raise BadInput(f"no stage is called {stage!r}; choose one of {PROJECTOR}, {LORA}, {ALL}")
+    model.freeze(encoder=True, projector=False, decoder=None)
+    frozen.unfreeze(model.decoder)  # else its dropout would sleep; peft freezes the weights again
+    model.decoder = with_lora(
+        model.decoder, config.rank, config.alpha, config.targets, config.dropout, config.train_norms, seed=config.seed
+    )
+    return model
+
+
+def finetune(
+    model: CtvlmModel,
+    lessons: Lessons,
+    features: FeatureCache,
+    config: Finetuning,
+    *,
+    folder: str | Path | None = None,
+    on_step: Callable[[dict[str, float]], None] | None = None,
+    stop: Callable[[CtvlmModel, dict[str, float]], bool] | None = None,
+    progress: bool = True,
+) -> dict[str, Curve]:
+    """Train a model of :func:`build` through its stages.
+
+    Args:
+        model: trained in place; its decoder is peft's afterwards, unless it is from scratch.
+        lessons: what is learnt. features: of all their pictures.
+        config: the one that the model was built by.
+        folder: for checkpoints on the way; a run that was killed goes on from there, with the same losses.
+        on_step: called with each row of the curves.
+        stop: (model, row of the last stage) → whether to end it, see
+            :class:`ctvlm_lib.vlm.finetune_loss.Patience`.
+        progress: print a line now and then, with an estimate of the time left.
+
+    Returns:
+        Stage → its curve, see :func:`ctvlm_lib.training.train`.
+
+    Raises:
+        BadInput: as ``train``, or a picture whose features aren't kept.
+    """
+    lost = [row.key for row in lessons.rows if row.key not in features]
+    if lost:
+        raise BadInput(f"{lost[0]} isn't among the {len(features)} kept pictures; encode it, too")
+
+    def loss(network: CtvlmModel, step: Step) -> dict[str, Tensor]:
+        drawn = step.mine(lessons.draw(step.rng("pictures"), config.pictures, config.words))
+        device = network.get_input_embeddings().weight.device
+        kept = features.take([one.key for one in drawn], device)
+        return answer_loss(network, lessons.pack(drawn).to(device), kept, config.focal_gamma, config.l2)
+
+    curves: dict[str, Curve] = {}
+    stages = config.stages()
+    for stage, settings in stages:
+        prepare(model, stage, config)
+        ends = (lambda row: stop(model, row)) if stop and stage == stages[-1][0] else None
+        curves[stage] = train(
+            model, loss, settings, folder=Path(folder) / stage.replace(" ", "-") if folder else None,
+            on_step=on_step, progress=progress, stop=ends,
+        )  # fmt: skip
+    return curves
+
+
+def _factory(name: str) -> Callable:
+    """What builds a projector: the papers', or the one that merges."""
+    known = PROJECTORS | {"merged": merged}
+    if name not in known:
+        raise BadInput(f"projector is {name!r}; choose one of {', '.join(map(repr, known))}")
+    return known[name]
+
+
+def _tuples(value):
+    """Lists of a JSON file as the tuples that they were."""
+    return tuple(_tuples(one) for one in value) if isinstance(value, list) else value

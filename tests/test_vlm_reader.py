@@ -1,0 +1,178 @@
+"""The vision–language model is asked as every other reader, and its arms are trained, asked and stored by name."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from helpers_finetune import ORGANS, lessons, record, small_cohort
+
+from ctvlm_lib.errors import BadInput
+from ctvlm_lib.evaluate.choice import score_closed
+from ctvlm_lib.experiments import answers, vlm_arms
+from ctvlm_lib.experiments.controls import MOVED, Control, ask
+from ctvlm_lib.experiments.vlm_arms import ARMS, features_of, key_of, lessons_of, recipe_of
+from ctvlm_lib.experiments.vlm_reader import VlmReader, worded
+from ctvlm_lib.vlm import finetune, finetune_saving
+from ctvlm_lib.vlm.choices import log_likelihoods
+from ctvlm_lib.vlm.splice import IGNORED
+
+SMALL = {"projector_steps": 1, "lora_steps": 1, "pictures": 4, "regions": 2}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def untrained():
+    """The shipped parts, before the first step."""
+    torch.set_num_threads(1)
+    return finetune.build(recipe_of("vlm-B-contour-small"))
+
+
+def pictures(count: int) -> np.ndarray:
+    return np.random.default_rng(0).uniform(-1, 1, (count, 3, 32, 64, 64)).astype(np.float32)
+
+
+def test_answers_do_not_depend_on_the_batch(untrained):
+    asked = [lesson.records for lesson in lessons(3)]
+    many = VlmReader(*untrained).answer(pictures(3), asked, "contour")
+    few = VlmReader(*untrained, at_once=2).answer(pictures(3), asked, "contour")
+    assert [[text for text, _ in group] for group in many] == [[text for text, _ in group] for group in few]
+    confidence = [[c for group in said for _, c in group] for said in (many, few)]
+    np.testing.assert_allclose(*confidence, atol=1e-4)  # other padding, so another order of float32 sums
+
+
+def test_likelihoods_of_choices_are_those_of_each_answer_by_itself(untrained):
+    model, processor = untrained
+    asked = [record(1), record(2, "liver", "Which organ is it?", ORGANS)]
+    features = model.image_features(torch.from_numpy(pictures(2)))
+    found = log_likelihoods(model, processor, asked, features)
+    for k, one in enumerate(asked):
+        for answer, value in zip(one.choices or ("Yes", "No"), found[k], strict=True):
+            batch = processor.of_records([replace(one, answer=answer)], None)
+            with torch.no_grad():
+                loss = model(**batch, features=(features.low[k : k + 1], features.high[k : k + 1])).loss
+            assert float(value) == pytest.approx(-float(loss) * int((batch["labels"] != IGNORED).sum()), rel=1e-4)
+
+
+def test_confidence_is_the_probability_among_the_offered(untrained):
+    model, processor = untrained
+    [[(text, confidence)]] = VlmReader(model, processor).answer(pictures(1), [[record(1)]], "none")
+    features = model.image_features(torch.from_numpy(pictures(1)))
+    [likely] = log_likelihoods(model, processor, [record(1)], features)
+    assert text in ("Yes", "No")
+    assert confidence == pytest.approx(float(likely.softmax(0)[("Yes", "No").index(text)]), abs=1e-5)
+
+
+def test_unreadable_answers_have_no_confidence(untrained):
+    reader, chance = VlmReader(*untrained), torch.tensor([0.3, 0.7])
+    assert np.isnan(reader._said(record(0), "liver", chance)[1])
+    assert reader._said(record(0), "No", chance) == ("No", pytest.approx(0.7))
+
+
+def test_open_answers_have_no_confidence(untrained):
+    asked = record(0, "a mass in the liver", "What is it?")
+    [[(_, confidence)]] = VlmReader(*untrained).answer(pictures(1), [[asked]], "none")
+    assert np.isnan(confidence)
+
+
+def test_a_chosen_answer_is_the_likeliest_of_those_offered(untrained):
+    reader = VlmReader(*untrained, chosen=True)
+    one = record(0, "liver", "Which organ is it?", ORGANS)
+    assert reader._said(one, "", torch.tensor([0.1, 0.2, 0.6, 0.1])) == ("C. heart", pytest.approx(0.6))
+    assert reader._said(record(0), "", torch.tensor([0.1, 0.9])) == ("No", pytest.approx(0.9))
+
+
+def test_the_words_are_those_of_the_condition():
+    asked = record(0)
+    assert worded(asked, "none") == asked
+    assert "blue-outlined" in worded(asked, "contour").question
+    assert "red-outlined" in worded(asked, "dual").question
+    assert worded(replace(asked, region=None, names_region=False), "dual").style == "plain"
+    with pytest.raises(BadInput, match="'circle'"):
+        worded(asked, "circle")
+
+
+def test_the_model_is_asked_under_a_control_and_scored(untrained):
+    cohort, reader = small_cohort(), VlmReader(*untrained, chosen=True)
+    asked = cohort.questions("validation", form="closed", patients=1)
+    table = ask(reader, asked, cohort.scans["validation"], "contour", Control(MOVED), batch=4)
+    assert sorted(table["id"]) == sorted(r.id for r in asked)
+    scored = score_closed(table)
+    assert scored["parsed"].notna().all()
+    assert (scored["confidence"] >= 1 / scored["choices"].map(lambda c: len(c) or 2) - 1e-6).all()
+
+
+def test_a_budget_of_regions_takes_the_same_ones_under_every_condition():
+    cohort = small_cohort()
+    ids = {}
+    for condition in ("none", "dual"):
+        made = lessons_of(cohort, recipe_of(f"vlm-B-{condition}-small", changes={"regions": 2}))
+        ids[condition] = [[r.id for r in one.records] for one in made]
+        regions = {}
+        for one in made:
+            regions.setdefault(one.records[0].patient, []).append(one.records[0].region)
+        assert all(len([r for r in there if r]) == 2 for there in regions.values())
+    assert ids["none"] == ids["dual"]
+
+
+def test_without_a_prompt_a_patient_has_one_picture():
+    asked = record(3)
+    assert key_of(asked, "none") == key_of(replace(asked, region=None), "contour") != key_of(asked, "contour")
+
+
+def test_features_are_computed_once_and_read_back(tmp_path, untrained):
+    cohort, (model, _) = small_cohort(), untrained
+    some = lessons_of(cohort, recipe_of("vlm-B-contour-small", changes={"regions": 1}), patients=2)
+    seen = []
+    for _ in range(2):
+        kept = features_of(
+            model, cohort.scans["train"], some, "contour", store=tmp_path, progress=lambda *a: seen.append(a)
+        )
+    assert len(seen) == 1
+    assert set(kept.keys) == {lesson.key for lesson in some}
+
+
+def test_an_arm_is_trained_asked_and_stored(tmp_path, monkeypatch):
+    monkeypatch.setenv("CTVLM_CACHE", str(tmp_path / "cache"))
+    cohort = small_cohort()
+    said = vlm_arms.run(
+        "vlm-B-contour-small", "quick", 3, cohort=cohort, splits=("validation",),
+        checkpoint_folder=tmp_path / "weights", results=tmp_path / "results",
+        changes=SMALL | {"kinds": ["presence", "location"]}, progress=False,
+    )["validation"]  # fmt: skip
+    home = tmp_path / "results" / "vlm-B-contour-small-seed3"
+    stored = answers.load(home / "validation.npz", cohort.records["validation"])
+    assert stored["answer"].tolist() == said["answer"].tolist()
+    assert set(said["seed"]) == {3}
+    assert not said["id"].duplicated().any()
+    asked = {r.id for r in cohort.questions("validation", kinds=("presence", "location"))}
+    assert asked <= set(said["id"])
+    record = json.loads((home / "record.json").read_text(encoding="utf-8"))
+    assert record["finetuning"]["rank"] == 16
+    assert record["weights"] == finetune_saving.load(tmp_path / "weights" / home.name)[2]["weights"]
+
+
+def test_the_test_split_is_not_asked_without_a_committed_protocol(monkeypatch):
+    def refuse():
+        raise BadInput("protocol.toml differs from the last commit")
+
+    monkeypatch.setattr(vlm_arms, "check_committed", refuse)
+    with pytest.raises(BadInput, match="differs from the last commit"):
+        vlm_arms.run("vlm-B-none-small", cohort=small_cohort())
+
+
+def test_arms_are_encoder_condition_and_decoder():
+    assert len(ARMS) == 3 * 4 * 3 * 2
+    arm = ARMS["vlm-A-continued-dual-large"]
+    assert (arm.encoder, arm.condition, arm.decoder, arm.from_scratch) == ("A-continued", "dual", "large", False)
+    assert recipe_of("vlm-B-box-small-scratch", 2, {"lora_lr": 1e-3}).lora_lr == 1e-3
+
+
+def test_an_arm_that_there_is_not_is_refused():
+    with pytest.raises(BadInput, match="vlm-B-contour-small"):
+        recipe_of("vlm-C-contour-small")
