@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from ctvlm_lib import training
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.training import Step, Training, train
 
@@ -247,3 +248,11 @@ def test_two_processes_train_as_one_does(tmp_path):
         assert {k: a[k] for k in ("loss", "gradient", "lr")} == pytest.approx(
             {k: b[k] for k in ("loss", "gradient", "lr")}
         )
+
+
+def test_bf16_is_float32_where_the_hardware_would_only_emulate_it(monkeypatch, capsys):
+    monkeypatch.setattr(training, "computes_bf16", lambda device: False)
+    settings = replace(SETTINGS, precision="bf16")
+    curve = train(small_model(), loss_of, settings, progress=True)
+    assert "training in float32: this CPU has no instructions for bfloat16" in capsys.readouterr().out
+    assert without_seconds(curve) == without_seconds(run()[1])
