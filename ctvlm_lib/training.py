@@ -115,7 +115,7 @@ class Step:
 
 
 def computes_bf16(device: torch.device) -> bool:
-    """Whether a device has instructions for bfloat16; a CPU without them emulates it, at 30 times the cost of float32."""
+    """Whether a device has instructions for bfloat16; a CPU without them emulates it, 30 times slower than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()

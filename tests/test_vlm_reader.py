@@ -8,14 +8,18 @@ import pytest
 import torch
 from helpers_finetune import ORGANS, lessons, record, small_cohort
 
+from ctvlm_lib.alignment.checkpoints import load as load_aligned
+from ctvlm_lib.checkpoints import FOLDER
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.evaluate.choice import score_closed
 from ctvlm_lib.experiments import answers, vlm_arms
 from ctvlm_lib.experiments.controls import MOVED, Control, ask
 from ctvlm_lib.experiments.vlm_arms import ARMS, features_of, key_of, lessons_of, recipe_of
 from ctvlm_lib.experiments.vlm_reader import VlmReader, worded
-from ctvlm_lib.vlm import finetune, finetune_saving
+from ctvlm_lib.records import protocol
+from ctvlm_lib.vlm import finetune, finetune_saving, ladder
 from ctvlm_lib.vlm.choices import log_likelihoods
+from ctvlm_lib.vlm.short_answers import short_answers
 from ctvlm_lib.vlm.splice import IGNORED
 
 SMALL = {"projector_steps": 1, "lora_steps": 1, "pictures": 4, "regions": 2}
@@ -40,7 +44,7 @@ def pictures(count: int) -> np.ndarray:
 def test_answers_do_not_depend_on_the_batch(untrained):
     asked = [lesson.records for lesson in lessons(3)]
     many = VlmReader(*untrained).answer(pictures(3), asked, "contour")
-    few = VlmReader(*untrained, at_once=2).answer(pictures(3), asked, "contour")
+    few = [VlmReader(*untrained).answer(pictures(3)[k : k + 1], asked[k : k + 1], "contour")[0] for k in range(3)]
     assert [[text for text, _ in group] for group in many] == [[text for text, _ in group] for group in few]
     confidence = [[c for group in said for _, c in group] for said in (many, few)]
     np.testing.assert_allclose(*confidence, atol=1e-4)  # other padding, so another order of float32 sums
@@ -50,7 +54,7 @@ def test_likelihoods_of_choices_are_those_of_each_answer_by_itself(untrained):
     model, processor = untrained
     asked = [record(1), record(2, "liver", "Which organ is it?", ORGANS)]
     features = model.image_features(torch.from_numpy(pictures(2)))
-    found = log_likelihoods(model, processor, asked, features)
+    found = [row for [row] in log_likelihoods(model, processor, [[one] for one in asked], features)]
     for k, one in enumerate(asked):
         for answer, value in zip(one.choices or ("Yes", "No"), found[k], strict=True):
             batch = processor.of_records([replace(one, answer=answer)], None)
@@ -59,17 +63,49 @@ def test_likelihoods_of_choices_are_those_of_each_answer_by_itself(untrained):
             assert float(value) == pytest.approx(-float(loss) * int((batch["labels"] != IGNORED).sum()), rel=1e-4)
 
 
+def test_many_questions_behind_one_image_are_as_likely_as_each_by_itself(untrained):
+    model, processor = untrained
+    asked = [list(lesson.records) for lesson in lessons(2)]
+    asked = [[one for one in group if one.form == "closed"] for group in asked]
+    assert min(map(len, asked)) > 1
+    features = model.image_features(torch.from_numpy(pictures(2)))
+    together = log_likelihoods(model, processor, asked, features)
+    for k, group in enumerate(asked):
+        alone = log_likelihoods(model, processor, [[one] for one in group], features.rows([k] * len(group)), room=1)
+        for a, [b] in zip(together[k], alone, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_answers_written_side_by_side_are_those_of_generate(untrained):
+    model, processor = untrained
+    asked = [list(lesson.records) for lesson in lessons(2)]
+    features = model.image_features(torch.from_numpy(pictures(2)))
+    side_by_side = short_answers(model, processor, asked, features, most=8, room=40, at_once=2)
+    for k, group in enumerate(asked):
+        for one, text in zip(group, side_by_side[k], strict=True):
+            batch = processor.of_records([one], None, answers=False)
+            alone = model.generate(**batch, features=features.rows([k]), max_new_tokens=8)
+            assert processor.decode(alone) == [text]
+
+
+def test_pictures_that_were_seen_are_not_encoded_again(untrained, tmp_path, monkeypatch):
+    model, processor = untrained
+    first = VlmReader(model, processor, store=tmp_path).answer(pictures(1), [[record(1)]], "none")
+    monkeypatch.setattr(model, "image_features", None)
+    assert VlmReader(model, processor, store=tmp_path).answer(pictures(1), [[record(1)]], "none") == first
+
+
 def test_confidence_is_the_probability_among_the_offered(untrained):
     model, processor = untrained
-    [[(text, confidence)]] = VlmReader(model, processor).answer(pictures(1), [[record(1)]], "none")
+    [[(text, confidence)]] = VlmReader(model, processor, written=True).answer(pictures(1), [[record(1)]], "none")
     features = model.image_features(torch.from_numpy(pictures(1)))
-    [likely] = log_likelihoods(model, processor, [record(1)], features)
+    [[likely]] = log_likelihoods(model, processor, [[record(1)]], features)
     assert text in ("Yes", "No")
     assert confidence == pytest.approx(float(likely.softmax(0)[("Yes", "No").index(text)]), abs=1e-5)
 
 
 def test_unreadable_answers_have_no_confidence(untrained):
-    reader, chance = VlmReader(*untrained), torch.tensor([0.3, 0.7])
+    reader, chance = VlmReader(*untrained, written=True), torch.tensor([0.3, 0.7])
     assert np.isnan(reader._said(record(0), "liver", chance)[1])
     assert reader._said(record(0), "No", chance) == ("No", pytest.approx(0.7))
 
@@ -81,7 +117,7 @@ def test_open_answers_have_no_confidence(untrained):
 
 
 def test_a_chosen_answer_is_the_likeliest_of_those_offered(untrained):
-    reader = VlmReader(*untrained, chosen=True)
+    reader = VlmReader(*untrained)
     one = record(0, "liver", "Which organ is it?", ORGANS)
     assert reader._said(one, "", torch.tensor([0.1, 0.2, 0.6, 0.1])) == ("C. heart", pytest.approx(0.6))
     assert reader._said(record(0), "", torch.tensor([0.1, 0.9])) == ("No", pytest.approx(0.9))
@@ -98,7 +134,7 @@ def test_the_words_are_those_of_the_condition():
 
 
 def test_the_model_is_asked_under_a_control_and_scored(untrained):
-    cohort, reader = small_cohort(), VlmReader(*untrained, chosen=True)
+    cohort, reader = small_cohort(), VlmReader(*untrained)
     asked = cohort.questions("validation", form="closed", patients=1)
     table = ask(reader, asked, cohort.scans["validation"], "contour", Control(MOVED), batch=4)
     assert sorted(table["id"]) == sorted(r.id for r in asked)
@@ -122,17 +158,27 @@ def test_a_budget_of_regions_takes_the_same_ones_under_every_condition():
 
 def test_without_a_prompt_a_patient_has_one_picture():
     asked = record(3)
-    assert key_of(asked, "none") == key_of(replace(asked, region=None), "contour") != key_of(asked, "contour")
+    none, contour = (recipe_of(f"vlm-B-{condition}-small") for condition in ("none", "contour"))
+    assert key_of(asked, none) == key_of(replace(asked, region=None), contour) != key_of(asked, contour)
+    blind = recipe_of("vlm-B-none-small-blind")
+    assert key_of(asked, blind) == key_of(record(4), blind)
+
+
+def test_a_blind_model_answers_alike_whatever_it_is_shown(untrained):
+    reader = VlmReader(*untrained, blind=True)
+    asked = list(lessons(1)[0].records)
+    first, second = reader.answer(pictures(2), [asked, asked], "none")
+    assert repr(first) == repr(second)  # as text, since NaN equals nothing
 
 
 def test_features_are_computed_once_and_read_back(tmp_path, untrained):
     cohort, (model, _) = small_cohort(), untrained
-    some = lessons_of(cohort, recipe_of("vlm-B-contour-small", changes={"regions": 1}), patients=2)
+    config = recipe_of("vlm-B-contour-small", changes={"regions": 1, "patients": 2})
+    some = lessons_of(cohort, config)
     seen = []
+    told = {"store": tmp_path, "progress": lambda *done: seen.append(done)}
     for _ in range(2):
-        kept = features_of(
-            model, cohort.scans["train"], some, "contour", store=tmp_path, progress=lambda *a: seen.append(a)
-        )
+        kept = features_of(model, cohort.scans["train"], some, config, **told)
     assert len(seen) == 1
     assert set(kept.keys) == {lesson.key for lesson in some}
 
@@ -151,7 +197,7 @@ def test_an_arm_is_trained_asked_and_stored(tmp_path, monkeypatch):
     assert set(said["seed"]) == {3}
     assert not said["id"].duplicated().any()
     asked = {r.id for r in cohort.questions("validation", kinds=("presence", "location"))}
-    assert asked <= set(said["id"])
+    assert asked == set(said["id"])
     record = json.loads((home / "record.json").read_text(encoding="utf-8"))
     assert record["finetuning"]["rank"] == 16
     assert record["weights"] == finetune_saving.load(tmp_path / "weights" / home.name)[2]["weights"]
@@ -167,7 +213,7 @@ def test_the_test_split_is_not_asked_without_a_committed_protocol(monkeypatch):
 
 
 def test_arms_are_encoder_condition_and_decoder():
-    assert len(ARMS) == 3 * 4 * 3 * 2
+    assert len(ARMS) == 3 * 4 * 3 * len(vlm_arms.VARIANTS)
     arm = ARMS["vlm-A-continued-dual-large"]
     assert (arm.encoder, arm.condition, arm.decoder, arm.from_scratch) == ("A-continued", "dual", "large", False)
     assert recipe_of("vlm-B-box-small-scratch", 2, {"lora_lr": 1e-3}).lora_lr == 1e-3
@@ -176,3 +222,16 @@ def test_arms_are_encoder_condition_and_decoder():
 def test_an_arm_that_there_is_not_is_refused():
     with pytest.raises(BadInput, match="vlm-B-contour-small"):
         recipe_of("vlm-C-contour-small")
+
+
+def test_budgets_are_those_of_the_protocol():
+    fixed = protocol.load().content["vlm"]
+    arm = ARMS["vlm-B-contour-small"]
+    for name in ("projector_steps", "lora_steps", "pictures", "regions"):
+        assert getattr(arm, name) == fixed[name]
+    assert arm.projector_lr == arm.lora_lr == fixed["learning_rate"]
+    million = {size: round(ladder.parameters(size)["parameters"] / 1e6, 2) for size in ladder.SIZES}
+    assert million == fixed["decoders"]
+    channels = {"RGB": 3, "luminance": 1}
+    for encoder, colour in fixed["colour"].items():
+        assert load_aligned(FOLDER / encoder)[0].encoder.config.in_channels == channels[colour]

@@ -1,8 +1,10 @@
 """The arms of the vision–language model, by name: encoder × condition × decoder, each with any seed.
 
-``vlm-B-contour-small`` is encoder B, blue contours, the smallest decoder with LoRA; ``…-scratch`` has a decoder that
-began with random weights and learnt whole. Arms that differ in the condition alone are trained on the same questions in
-the same order.
+``vlm-B-contour-small`` is encoder B, blue contours, the smallest decoder with LoRA. Behind the decoder's size may stand
+what else is different: ``-scratch``, a decoder that began with random weights and learnt whole; ``-blind``, a model
+that is shown blank pictures only; a projector of Med3DVLM's ablation; ``-longer``, three times as many steps;
+``-patients200``, fewer patients to learn from. Arms that differ in the condition alone are trained on the same
+questions in the same order.
 """
 
 import json
@@ -13,6 +15,7 @@ from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from ctvlm_lib import assets, checkpoints
@@ -22,30 +25,51 @@ from ctvlm_lib.errors import BadInput, atomic_path
 from ctvlm_lib.experiments import answers
 from ctvlm_lib.experiments.cohort import Cohort
 from ctvlm_lib.experiments.conditions import CONDITIONS, PAPERS_COLOURS
-from ctvlm_lib.experiments.controls import Control, ask, picture_for
+from ctvlm_lib.experiments.controls import (
+    MOVED,
+    NEIGHBOUR,
+    RECOLOURED,
+    REMOVED,
+    Control,
+    ask,
+    controls_for,
+    picture_for,
+)
 from ctvlm_lib.experiments.pointing import ANSWERS
-from ctvlm_lib.experiments.probes import everything
-from ctvlm_lib.experiments.vlm_reader import VlmReader, worded
+from ctvlm_lib.experiments.vlm_reader import BLANK, VlmReader, worded
+from ctvlm_lib.records import protocol
 from ctvlm_lib.records.balance import drawn
 from ctvlm_lib.records.committed import check_committed
-from ctvlm_lib.records.record import KINDS, Record
+from ctvlm_lib.records.record import Record
 from ctvlm_lib.vlm import finetune, finetune_saving, ladder
 from ctvlm_lib.vlm.feature_cache import FeatureCache
 from ctvlm_lib.vlm.finetune import Finetuning
 from ctvlm_lib.vlm.lessons import Lesson, Lessons
 from ctvlm_lib.vlm.model import CtvlmModel
+from ctvlm_lib.vlm.projector import IN_THE_PAPER
 
 ENCODERS = ("A", "A-continued", "B")
-QUESTIONS = tuple(kind for kind in KINDS if kind != "report")
-NO_REGION = "the whole scan"
+NO_REGION, BLANK_KEY = "the whole scan", "blank"
 # for a CPU: 64 + 32 image vectors instead of 256 + 128, and no dropout in the adapters, which is a fifth of a step
-ON_A_CPU = Finetuning(projector="merged", dropout=0.0)
-ARMS = {
-    f"vlm-{encoder}-{condition}-{decoder}{'-scratch' * scratch}": replace(
-        ON_A_CPU, encoder=encoder, condition=condition, decoder=decoder, from_scratch=scratch
-    )
-    for encoder, condition, decoder, scratch in product(ENCODERS, CONDITIONS, ladder.SIZES, (False, True))
+ON_A_CPU = Finetuning(projector="merged", dropout=0.0, projector_steps=60, lora_steps=340, pictures=16)
+VARIANTS: dict[str, dict] = {
+    "": {},
+    "scratch": {"from_scratch": True},
+    "blind": {"blind": True},
+    "longer": {"projector_steps": 3 * ON_A_CPU.projector_steps, "lora_steps": 3 * ON_A_CPU.lora_steps},
+    **{f"patients{n}": {"patients": n} for n in (100, 200, 400)},
+    **{label: {"projector": name} for name, label in IN_THE_PAPER.items()},
 }
+ARMS = {
+    "-".join(filter(None, ("vlm", encoder, condition, decoder, variant))): replace(
+        ON_A_CPU, encoder=encoder, condition=condition, decoder=decoder, **changes
+    )
+    for encoder, condition, decoder, (variant, changes) in product(
+        ENCODERS, CONDITIONS, ladder.SIZES, VARIANTS.items()
+    )
+}
+AS_IS = Control(answers.AS_ASKED)
+FEW = (MOVED, REMOVED, RECOLOURED, NEIGHBOUR)  # controls of every size; the smallest is asked under all
 
 
 def run(
@@ -60,7 +84,7 @@ def run(
     results: str | Path = RESULTS,
     changes: Mapping | None = None,
     label: str = "",
-    chosen: bool = False,
+    controls: bool | None = None,
     on_step: Callable[[dict], None] | None = None,
     progress: bool = True,
 ) -> dict[str, pd.DataFrame]:
@@ -77,7 +101,7 @@ def run(
         results: gets ``<name>/`` with a file of answers for each split, and the record.
         changes: fields of :class:`ctvlm_lib.vlm.finetune.Finetuning` with other values.
         label: name of the two folders, instead of that of arm and seed.
-        chosen: see :class:`ctvlm_lib.experiments.vlm_reader.VlmReader`.
+        controls: whether the test split is asked under the controls too; None: if the seed is 0.
         on_step, progress: see :func:`ctvlm_lib.training.train`.
 
     Returns:
@@ -91,7 +115,7 @@ def run(
     cohort, started = cohort or Cohort.of(profile, ("train", *splits)), time.monotonic()
     model, processor = finetune.build(config)
     taught = lessons_of(cohort, config)
-    features = features_of(model, cohort.scans["train"], taught, config.condition)
+    features = features_of(model, cohort.scans["train"], taught, config)
     ready = time.monotonic()
     curves = finetune.finetune(
         model, Lessons(processor, taught), features, config, folder=folder, on_step=on_step, progress=progress
@@ -101,12 +125,12 @@ def run(
     target = Path(checkpoint_folder) / label
     finetune_saving.save(target, model, config, record)
     model, processor, _ = finetune_saving.load(target)  # what is asked is what is shipped, float16's rounding included
-    reader, said = VlmReader(model, processor, chosen=chosen), {}
+    reader, said = VlmReader(model, processor, blind=config.blind, store=assets.cache_dir() / "features"), {}
     for split in splits:
         began = time.monotonic()
-        said[split] = ask_all(reader, cohort, split, config, print if progress else None)
+        said[split] = ask_all(reader, cohort, split, config, controls, print if progress else None)
         minutes[split] = (time.monotonic() - began) / 60
-    record |= {"chosen": chosen, "finetuning": asdict(config)}
+    record |= {"finetuning": asdict(config)}
     record |= {"minutes": {part: round(value, 2) for part, value in minutes.items()}}
     _store(
         said, cohort, record | {"weights": checkpoints.record(label, target.parent)["weights"]}, Path(results) / label
@@ -127,7 +151,7 @@ def recipe_of(name: str, seed: int = 0, changes: Mapping | None = None) -> Finet
     return Finetuning.from_dict(asdict(replace(ARMS[name], seed=seed)) | dict(changes or {}))
 
 
-def lessons_of(cohort: Cohort, config: Finetuning, split: str = "train", patients: int = 0) -> list[Lesson]:
+def lessons_of(cohort: Cohort, config: Finetuning, split: str = "train") -> list[Lesson]:
     """What a split teaches: for each patient some regions, and everything that is asked about each.
 
     Which regions depends on the patient alone, so that all conditions and seeds learn from the same questions. What is
@@ -135,11 +159,11 @@ def lessons_of(cohort: Cohort, config: Finetuning, split: str = "train", patient
 
     Args:
         cohort: with the split's scans.
-        config: which kinds of question, how many regions, and which condition.
-        split: of the cohort. patients: the first so many; 0 takes all.
+        config: which kinds of question, how many patients and regions, and which condition.
+        split: of the cohort.
     """
     groups: dict[tuple[str, str], list[Record]] = {}
-    for record in cohort.questions(split, kinds=config.kinds or QUESTIONS, patients=patients):
+    for record in cohort.questions(split, kinds=config.kinds, patients=config.patients):
         groups.setdefault((record.patient, record.region or NO_REGION), []).append(record)
     regions: dict[str, list[str]] = {}
     for patient, region in groups:
@@ -149,13 +173,15 @@ def lessons_of(cohort: Cohort, config: Finetuning, split: str = "train", patient
         ranked = sorted((r for r in there if r != NO_REGION), key=lambda region: drawn(patient, region, "learnt from"))
         for region in (*ranked[: config.regions or None], *(r for r in there if r == NO_REGION)):
             asked = tuple(worded(record, config.condition) for record in groups[patient, region])
-            made.append(Lesson(key_of(asked[0], config.condition), asked))
+            made.append(Lesson(key_of(asked[0], config), asked))
     return made
 
 
-def key_of(record: Record, condition: str) -> str:
+def key_of(record: Record, config: Finetuning) -> str:
     """Name of the picture that a question is asked about; without a prompt a patient has one."""
-    plain = condition == "none" or record.region is None
+    if config.blind:
+        return BLANK_KEY
+    plain = config.condition == "none" or record.region is None
     return f"{record.patient}/{NO_REGION if plain else record.region}"
 
 
@@ -163,7 +189,7 @@ def features_of(
     model: CtvlmModel,
     scans: Scans,
     lessons: Sequence[Lesson],
-    condition: str,
+    config: Finetuning,
     *,
     store: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -174,7 +200,7 @@ def features_of(
         model: with the frozen encoder.
         scans: of the lessons' patients.
         lessons: whose pictures are drawn as a reader is shown them, see :func:`ctvlm_lib.experiments.controls.ask`.
-        condition: what is drawn.
+        config: says what is drawn.
         store: folder; None takes the workbook's cache.
         progress: called with (pictures, of how many).
     """
@@ -183,15 +209,16 @@ def features_of(
     content = 0
     for part in ("\n".join(first).encode(), repr(PAPERS_COLOURS).encode(), scans.hu, scans.region, scans.found):
         content = zlib.crc32(part, content)
-    name = f"{model.encoder_id()}-{condition}-{len(first)}-{content:08x}.safetensors"
+    name = f"{model.encoder_id()}-{config.condition}-{len(first)}-{content:08x}.safetensors"
     path = Path(store or assets.cache_dir() / "features") / name
     if path.is_file():
         return FeatureCache.load(path)
 
     def picture(key: str):
-        record = first[key]
-        return picture_for(record, scans, place[record.patient], condition, Control(answers.AS_ASKED),
-                           model.config.encoder.in_channels)[0]  # fmt: skip
+        record, channels = first[key], model.config.encoder.in_channels
+        if key == BLANK_KEY:
+            return np.full((channels, *scans.hu.shape[1:]), BLANK, np.float32)
+        return picture_for(record, scans, place[record.patient], config.condition, AS_IS, channels)[0]
 
     found = FeatureCache.of(model, tuple(first), picture, progress=progress)
     found.save(path)
@@ -199,24 +226,39 @@ def features_of(
 
 
 def ask_all(
-    reader: VlmReader, cohort: Cohort, split: str, config: Finetuning, progress: Callable[[str], None] | None = None
+    reader: VlmReader,
+    cohort: Cohort,
+    split: str,
+    config: Finetuning,
+    controls: bool | None = None,
+    progress: Callable[[str], None] | None = None,
 ) -> pd.DataFrame:
-    """Ask what the probes are asked, under the same controls, and as asked all other kinds and forms as well.
+    """Ask everything that was learnt; on the test split what the probes are asked under the controls, too.
 
     Args:
         reader: of the trained model.
         cohort: whose split is asked about. split: "validation" or "test".
-        config: names the condition, the seed and the kinds that were learnt.
+        config: names the condition, the decoder, the seed and the kinds that were learnt.
+        controls: None: if the seed is 0.
         progress: called with a line after each control.
     """
-    table = everything(reader, cohort, split, (config.condition,), progress=progress)
-    known = set(table["id"])
-    rest = [r for r in cohort.questions(split, kinds=config.kinds or QUESTIONS) if r.id not in known]
-    if rest:
-        table = pd.concat([table, ask(reader, rest, cohort.scans[split], config.condition)], ignore_index=True)
-    if progress:
-        progress(f"{split}, {config.condition}, other kinds and forms: {len(rest):,} answers")
-    return table.assign(seed=config.seed)
+    fixed, tables = protocol.load().content["controls"], []
+    wanted = split == "test" and (not config.seed if controls is None else controls)
+    for control in controls_for(config.condition, fixed):
+        if control == AS_IS:
+            asked = cohort.questions(split, kinds=config.kinds)
+            reports = [record for record in asked if record.kind == "report"]
+            asked = [record for record in asked if record.kind != "report"]
+            if reports:  # by themselves, as they are long: those of one batch are written side by side
+                tables.append(ask(reader, reports, cohort.scans[split], config.condition, seed=config.seed, batch=100))
+        elif wanted and (control.name in FEW or config.decoder == "small"):
+            asked = cohort.questions(split, kinds=ANSWERS, form="closed", patients=fixed["patients"])
+        else:
+            continue
+        tables.append(ask(reader, asked, cohort.scans[split], config.condition, control, seed=config.seed))
+        if progress:
+            progress(f"{split}, {config.condition}, {control}: {len(asked):,} answers")
+    return pd.concat(tables, ignore_index=True)
 
 
 def _protocol(splits: Sequence[str]) -> dict:

@@ -1,19 +1,25 @@
 """The vision–language model as a reader: it is asked by the same code as the probes, and answers in its own words."""
 
+import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from ctvlm_lib.errors import BadInput
-from ctvlm_lib.evaluate.answers import YES_NO, parse
+from ctvlm_lib.evaluate.answers import parse
 from ctvlm_lib.records.package import LETTERS
 from ctvlm_lib.records.record import Record
 from ctvlm_lib.vlm.choices import log_likelihoods
+from ctvlm_lib.vlm.feature_cache import FeatureCache
 from ctvlm_lib.vlm.features import Features
 from ctvlm_lib.vlm.model import CtvlmModel
+from ctvlm_lib.vlm.packed import offered
 from ctvlm_lib.vlm.processor import CtvlmProcessor
+from ctvlm_lib.vlm.short_answers import short_answers
 
+BLANK = -1.0  # value of a picture without anything: air
 STYLES = {"none": "plain", "contour": "blue-suffix", "box": "box", "dual": "dual"}  # condition → wording
 ROOM, REPORT_ROOM = 16, 400  # most tokens of an answer, of a report
 
@@ -32,76 +38,98 @@ def worded(record: Record, condition: str) -> Record:
 class VlmReader:
     """A :class:`ctvlm_lib.experiments.controls.Reader` of a vision–language model.
 
-    Answers are written greedily. The confidence of a closed answer is its probability among all that were offered, by
-    the likelihood of the whole answers, see :func:`ctvlm_lib.vlm.choices.log_likelihoods`; it is NaN for open
-    questions, and where the text commits itself to no choice.
+    Open answers are written greedily. Closed ones are chosen: the likeliest of those offered, by the likelihood of the
+    whole answer, see :func:`ctvlm_lib.vlm.choices.log_likelihoods`; their confidence is its probability among them. An
+    open answer has none (NaN).
 
     Args:
         model: its encoder is frozen.
         processor: its.
-        at_once: questions in a batch.
-        chosen: closed answers aren't written but chosen: the likeliest of those offered. Small decoders write a letter
-            and another choice's words, which is an answer that can't be read.
+        blind: every picture is blank to it.
+        written: closed answers are written, too. Small decoders write a letter and another choice's words, which is an
+            answer that can't be read; it has no confidence.
+        store: folder that keeps what the encoder makes of pictures, for other models with the same encoder.
     """
 
-    def __init__(self, model: CtvlmModel, processor: CtvlmProcessor, at_once: int = 192, chosen: bool = False):
+    def __init__(
+        self,
+        model: CtvlmModel,
+        processor: CtvlmProcessor,
+        blind: bool = False,
+        written: bool = False,
+        store: str | Path | None = None,
+    ):
         processor.check(model.config)
-        self.model, self.processor, self.at_once, self.chosen = model, processor, at_once, chosen
+        self.model, self.processor, self.blind, self.written = model, processor, blind, written
         self.channels = processor.channels
+        self.store = store and Path(store) / model.encoder_id()
 
     def answer(
         self, pictures: np.ndarray, questions: Sequence[Sequence[Record]], condition: str
     ) -> list[list[tuple[str, float]]]:
         """Answer questions; see :class:`ctvlm_lib.experiments.controls.Reader`."""
+        features = self._seen(np.full_like(pictures, BLANK) if self.blind else pictures)
+        asked = [[worded(record, condition) for record in group] for group in questions]
+        said = [[("", float("nan"))] * len(group) for group in asked]
+        self._write(asked, features, said)
+        self._choose(asked, features, said)
+        return said
+
+    def _seen(self, pictures: np.ndarray) -> Features:
+        """Features of pictures, read back where the same pictures were seen before."""
         device = next(self.model.encoder.parameters()).device
-        with torch.no_grad():
-            features = self.model.image_features(torch.from_numpy(pictures).to(device))
-        asked = [(k, worded(record, condition)) for k, group in enumerate(questions) for record in group]
-        said: list[tuple[str, float]] = [("", float("nan"))] * len(asked)
-        for those, room in self._batches([record for _, record in asked]):
-            some = _rows(features, [asked[i][0] for i in those])
-            for i, pair in zip(those, self._answers([asked[i][1] for i in those], some, room), strict=True):
-                said[i] = pair
-        rest = iter(said)
-        return [[next(rest) for _ in group] for group in questions]
+        if self.store is None:
+            with torch.no_grad():
+                return self.model.image_features(torch.from_numpy(pictures).to(device))
+        path = self.store / f"{hashlib.blake2b(pictures.tobytes(), digest_size=16).hexdigest()}.safetensors"
+        keys = [str(k) for k in range(len(pictures))]
+        if path.is_file():
+            kept = FeatureCache.load(path)
+        else:
+            kept = FeatureCache.of(self.model, keys, lambda key: pictures[int(key)])
+            kept.save(path)
+        return kept.take(keys, device)
 
-    def _batches(self, records: list[Record]) -> list[tuple[list[int], int]]:
-        """Places of questions that are answered together, and room for their answers: those of like length."""
-        batches = []
-        for room in (ROOM, REPORT_ROOM):
-            those = [k for k, record in enumerate(records) if (record.kind == "report") == (room == REPORT_ROOM)]
-            those.sort(key=lambda k: len(records[k].question) + sum(map(len, records[k].choices)))
-            batches += [(those[k : k + self.at_once], room) for k in range(0, len(those), self.at_once)]
-        return batches
-
-    def _answers(self, records: list[Record], features: Features, room: int) -> list[tuple[str, float]]:
-        """Answer and confidence of each question."""
-        texts = [""] * len(records)
-        written = [k for k, record in enumerate(records) if not (self.chosen and record.form == "closed")]
-        closed = [k for k, record in enumerate(records) if record.form == "closed"]
-        if written:
-            some = [records[k] for k in written]
-            batch = self.processor.of_records(some, None, answers=False, room=room)
+    def _write(self, asked: list[list[Record]], features: Features, said: list[list[tuple[str, float]]]) -> None:
+        """Open answers, and closed ones if they are to be written; reports one by one, as they are long."""
+        places = [
+            (k, i)
+            for k, group in enumerate(asked)
+            for i, record in enumerate(group)
+            if self.written or record.form != "closed"
+        ]
+        reports = [(k, i) for k, i in places if asked[k][i].kind == "report"]
+        short = [[i for j, i in places if j == k and (k, i) not in reports] for k in range(len(asked))]
+        texts = short_answers(
+            self.model, self.processor, [[asked[k][i] for i in those] for k, those in enumerate(short)], features,
+            most=ROOM,
+        )  # fmt: skip
+        for k, those in enumerate(short):
+            for i, text in zip(those, texts[k], strict=True):
+                said[k][i] = text, float("nan")
+        if reports:
+            some = [asked[k][i] for k, i in reports]
+            batch = self.processor.of_records(some, None, answers=False, room=REPORT_ROOM)
             batch = {name: tensor.to(features.low.device) for name, tensor in batch.items()}
-            tokens = self.model.generate(**batch, features=_rows(features, written), max_new_tokens=room)
-            for k, text in zip(written, self.processor.decode(tokens), strict=True):
-                texts[k] = text
-        confidence = [float("nan")] * len(records)
-        if closed:
-            likely = log_likelihoods(self.model, self.processor, [records[k] for k in closed], _rows(features, closed))
-            for k, row in zip(closed, likely, strict=True):
-                texts[k], confidence[k] = self._said(records[k], texts[k], row.softmax(0))
-        return list(zip(texts, confidence, strict=True))
+            kept = features.rows([k for k, _ in reports])
+            tokens = self.model.generate(**batch, features=kept, max_new_tokens=REPORT_ROOM)
+            for (k, i), text in zip(reports, self.processor.decode(tokens), strict=True):
+                said[k][i] = text, float("nan")
+
+    def _choose(self, asked: list[list[Record]], features: Features, said: list[list[tuple[str, float]]]) -> None:
+        """Closed answers with their confidence, or the confidence of those that were written."""
+        places = [[i for i, record in enumerate(group) if record.form == "closed"] for group in asked]
+        closed = [[group[i] for i in those] for group, those in zip(asked, places, strict=True)]
+        likely = log_likelihoods(self.model, self.processor, closed, features)
+        for k, those in enumerate(places):
+            for i, row in zip(those, likely[k], strict=True):
+                said[k][i] = self._said(asked[k][i], said[k][i][0], row.softmax(0))
 
     def _said(self, record: Record, text: str, chance: torch.Tensor) -> tuple[str, float]:
         """A closed answer and its confidence, of what was written and the probability of each choice."""
-        offered = record.choices or YES_NO
-        if self.chosen:
+        choices = offered(record)
+        if not self.written:
             best = int(chance.argmax())
-            return (f"{LETTERS[best]}. {offered[best]}" if record.choices else offered[best]), float(chance[best])
+            return (f"{LETTERS[best]}. {choices[best]}" if record.choices else choices[best]), float(chance[best])
         choice = parse(text, record.choices).choice
-        return text, float("nan") if choice is None else float(chance[offered.index(choice)])
-
-
-def _rows(features: Features, places: Sequence[int]) -> Features:
-    return Features(features.low[places], features.high[places], features.source)
+        return text, float("nan") if choice is None else float(chance[choices.index(choice)])

@@ -1,6 +1,7 @@
 """What a frozen encoder makes of volumes can be kept, and must not be given to a model with another encoder."""
 
 import hashlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -21,6 +22,10 @@ class Features(NamedTuple):
     low: Tensor
     high: Tensor
     source: str = ""
+
+    def rows(self, places: Sequence[int]) -> "Features":
+        """Those of some volumes, in this order; one may stand several times."""
+        return Features(self.low[places], self.high[places], self.source)
 
 
 class WeightsId:

@@ -47,8 +47,11 @@ class Finetuning:
         projector_steps, projector_lr: of the first stage, the projector alone.
         lora_steps, lora_lr: of the second stage; projector and adapters.
         pictures: of a step. words: room for the questions behind each, see :meth:`ctvlm_lib.vlm.lessons.Lessons.draw`.
+        patients: of the training split, the first so many; 0 takes all.
         regions: of each training patient that are learnt from, each with its own picture; 0 takes all.
-        kinds: of question; () takes all but reports.
+        kinds: of question; () takes all.
+        report_weight: of the loss on reports, which have a mean of their own: they are ten times as long as answers.
+        blind: every picture is blank: what the words alone teach.
         rank, alpha, dropout, targets, train_norms: of :func:`ctvlm_lib.vlm.lora.with_lora`.
         from_scratch: a decoder with random weights, of which all learn, in one stage of both stages' steps.
         focal_gamma: γ of the focal loss on closed answers, which then has a mean of its own beside that of the open
@@ -69,8 +72,11 @@ class Finetuning:
     lora_lr: float = 3e-3
     pictures: int = 24
     words: int = 120
+    patients: int = 0
     regions: int = 4
     kinds: tuple[str, ...] = ()
+    report_weight: float = 0.3
+    blind: bool = False
     rank: int = 16
     alpha: float = 32
     dropout: float = 0.05
@@ -207,8 +213,16 @@ def finetune(
     def loss(network: CtvlmModel, step: Step) -> dict[str, Tensor]:
         drawn = step.mine(lessons.draw(step.rng("pictures"), config.pictures, config.words))
         device = network.get_input_embeddings().weight.device
-        kept = features.take([one.key for one in drawn], device)
-        return answer_loss(network, lessons.pack(drawn).to(device), kept, config.focal_gamma, config.l2)
+        long = [lessons.is_long(one, config.words) for one in drawn]
+        parts: dict[str, Tensor] = {}
+        for is_report in (False, True):  # apart, as the others would be padded to a report's length
+            some = [one for one, its in zip(drawn, long, strict=True) if its == is_report]
+            if some:
+                kept = features.take([one.key for one in some], device)
+                options = () if is_report else (config.focal_gamma, config.l2)
+                found = answer_loss(network, lessons.pack(some).to(device), kept, *options)
+                parts |= {"report": config.report_weight * found["nll"]} if is_report else found
+        return parts
 
     curves: dict[str, Curve] = {}
     stages = config.stages()

@@ -123,6 +123,10 @@ class Lessons:
             drawn.append(Drawn(key, _fitting([asked[i] for i in rng.permutation(len(asked))], words)))
         return drawn
 
+    def is_long(self, drawn: Drawn, words: int) -> bool:
+        """Whether a picture's questions need more than ``words`` tokens, plainly worded: one report does."""
+        return sum(one.cost for one in drawn.words) > words
+
     def pack(self, drawn: Sequence[Drawn]) -> Packed:
         """Rows of a batch, padded on the right to the longest."""
         lengths = [len(self.image) + sum(len(words.ids) for words in one.words) for one in drawn]
@@ -166,14 +170,22 @@ def _fitting(asked: Sequence[Words], room: int) -> tuple[Words, ...]:
     return tuple(taken)
 
 
-def visible(segments: Tensor) -> Tensor:
+def visible(segments: Tensor, parts: Tensor | None = None) -> Tensor:
     """What sees what, of segments ``(B, length)``: what lies before, in segment 0 or in the same one.
+
+    Args:
+        segments: 0 for the image, 1 … for questions, :data:`PADDING`.
+        parts: ``(B, length)``: within a segment, part 0 is seen by all of it, any other by itself alone.
 
     Returns:
         float32 ``(B, 1, length, length)``, 0 or −∞; padding sees something too, as a softmax over nothing is NaN.
     """
     length = segments.shape[1]
     before = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
-    same = (segments[:, :, None] == segments[:, None, :]) | (segments[:, None, :] == 0)
-    nothing = torch.zeros(len(segments), 1, length, length, device=segments.device)
-    return nothing.masked_fill(~(same & before)[:, None], float("-inf"))
+    same = segments[:, :, None] == segments[:, None, :]
+    if parts is not None:
+        same &= (parts[:, :, None] == parts[:, None, :]) | (parts[:, None, :] == 0)
+    seen = before & (same | (segments[:, None, :] == 0))
+    return torch.zeros(len(segments), 1, length, length, device=segments.device).masked_fill(
+        ~seen[:, None], float("-inf")
+    )
