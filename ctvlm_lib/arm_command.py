@@ -40,6 +40,11 @@ CHANGES = {  # option: (type, placeholder, help)
 }
 
 
+VLM = """\
+vlm-ENCODER-CONDITION-DECODER[-VARIANT], e.g. vlm-B-contour-small: a vision-language model
+                     ENCODER A, A-continued, B; CONDITION none, contour, box, dual; DECODER small, middle, large;
+                     VARIANT scratch, blind, longer, patients100, patients200, patients400 or a projector: 2xMLP,
+                     2xMLP-H, 1xMLP-Mixer-H, 2xMLP-Mixer-H"""
 NAMES = {"size_dhw_vox": "size", "train_text": "textTrained"}  # in a folder's name
 
 
@@ -71,11 +76,15 @@ def command(args: argparse.Namespace) -> int:
             print(f"{name:20} {_described(arm)}")
         for name, encoder in probes.PROBES.items():
             print(f"{name:20} linear read-outs of encoder {encoder}, under every prompt and control")
+        print(VLM)
         return 0
     if args.name in probes.PROBES:
         return _probe(args)
+    if args.name.startswith("vlm-"):
+        return _vlm(args)
     if args.name not in arms.ARMS:
-        raise BadInput(f"no arm is called {args.name!r}; there are: {', '.join((*arms.ARMS, *probes.PROBES))}")
+        there = (*arms.ARMS, *probes.PROBES, "vlm-ENCODER-CONDITION-DECODER[-VARIANT]")
+        raise BadInput(f"no arm is called {args.name!r}; there are: {', '.join(there)}")
     home, changes = run_folder(args.profile, args.out), _changes(args)
     label = arms.of_seed(args.name + _suffix(changes), args.seed)
     result = arms.run(
@@ -105,6 +114,29 @@ def _probe(args: argparse.Namespace) -> int:
     results = home / "results"
     probes.run(args.name, results=results, folder=home / "training" / args.name, profile=args.profile, progress=print)
     print(f"answers in {results / args.name}; notebook 80 shows what follows from them")
+    return 0
+
+
+def _vlm(args: argparse.Namespace) -> int:
+    """Train a vision–language model on the cohort, ask it everything, store its answers."""
+    from ctvlm_lib.experiments import vlm_arms
+    from ctvlm_lib.experiments.vlm_tables import by_kind, of_table
+
+    changes = _changes(args)
+    extra = sorted(set(changes) - {"patients", "steps"})
+    if extra:
+        raise BadInput(f"{args.name} takes --seed, --patients and --steps, not --{extra[0]}; leave it out")
+    label = vlm_arms.of_seed(args.name + _suffix(changes), args.seed)
+    changes |= {"lora_steps": changes.pop("steps")} if "steps" in changes else {}
+    vlm_arms.recipe_of(args.name, args.seed, changes)  # a wrong name is told before a cohort is drawn
+    home = run_folder(args.profile, args.out)
+    results = home / "results"
+    said = vlm_arms.run(
+        args.name, args.profile, args.seed, changes=changes, label=label, results=results,
+        folder=home / "training" / label, checkpoint_folder=home / "checkpoints",
+    )  # fmt: skip
+    print(by_kind([of_table(args.name, said["test"], args.seed)]).to_string(index=False))
+    print(f"closed accuracy on test, region named, in %; answers in {results / label}")
     return 0
 
 

@@ -242,20 +242,21 @@ def ask_all(
         controls: None: if the seed is 0.
         progress: called with a line after each control.
     """
-    fixed, tables = protocol.load().content["controls"], []
+    content, tables = protocol.load().content, []
+    fixed, scans = content["vlm"], cohort.scans[split]
     wanted = split == "test" and (not config.seed if controls is None else controls)
-    for control in controls_for(config.condition, fixed):
+    for control in controls_for(config.condition, content["controls"]):
         if control == AS_IS:
-            asked = cohort.questions(split, kinds=config.kinds)
+            asked = cohort.questions(split, kinds=config.kinds, patients=fixed["patients"][split])
             reports = [record for record in asked if record.kind == "report"]
             asked = [record for record in asked if record.kind != "report"]
             if reports:  # by themselves, as they are long: those of one batch are written side by side
-                tables.append(ask(reader, reports, cohort.scans[split], config.condition, seed=config.seed, batch=100))
+                tables.append(ask(reader, reports, scans, config.condition, seed=config.seed, batch=100))
         elif wanted and (control.name in FEW or config.decoder == "small"):
-            asked = cohort.questions(split, kinds=ANSWERS, form="closed", patients=fixed["patients"])
+            asked = cohort.questions(split, kinds=ANSWERS, form="closed", patients=fixed["controls_patients"])
         else:
             continue
-        tables.append(ask(reader, asked, cohort.scans[split], config.condition, control, seed=config.seed))
+        tables.append(ask(reader, asked, scans, config.condition, control, seed=config.seed))
         if progress:
             progress(f"{split}, {config.condition}, {control}: {len(asked):,} answers")
     return pd.concat(tables, ignore_index=True)

@@ -113,7 +113,8 @@ def _side(contrast: Contrast, arm: ArmAnswers, side: dict, asked: Asked) -> _Sid
     if contrast.metric == "reliance":
         if not (arm.table["control"] == MOVED).any():
             return None
-        rows = moved_rows(arm.table, asked).query("stratum == @contrast.stratum").set_index("id")
+        rows = moved_rows(arm.table, asked.questions, asked)
+        rows = rows[rows["stratum"] == contrast.stratum].set_index("id")
         return _Side(rows[side["counted"]], rows) if len(rows) else None
     form, _, metric = contrast.metric.partition(" ")
     fixed = protocol.load().content["tables"][_table_of(contrast)]
