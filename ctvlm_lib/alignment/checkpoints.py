@@ -71,14 +71,14 @@ def check_tensors(given: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.
 
 
 def _built(parts: dict) -> nn.Module:
-    from ctvlm_lib.encoder import DCFormer, DCFormerConfig, ViT3D, ViT3DConfig
+    from ctvlm_lib import encoder
 
-    classes = {"DCFormer": (DCFormer, DCFormerConfig), "ViT3D": (ViT3D, ViT3DConfig)}
+    kinds = "DCFormer", "ViT3D"
     settings = dict(parts["encoder"])
     kind = settings.pop("class", None)
-    if kind not in classes:
-        raise BadInput(f"the checkpoint describes an encoder {kind!r}; {', '.join(classes)} can be built")
-    model, config = classes[kind]
+    if kind not in kinds:
+        raise BadInput(f"the checkpoint describes an encoder {kind!r}; {', '.join(kinds)} can be built")
+    model, config = getattr(encoder, kind), getattr(encoder, f"{kind}Config")  # by name: ViT3D imports MONAI, seconds
     return Aligned(
         model(config.from_dict(settings)), {name: Pairing(**sizes) for name, sizes in parts["pairings"].items()}
     )

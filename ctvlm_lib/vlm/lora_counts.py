@@ -1,6 +1,8 @@
 """Which share of a vision–language model LoRA trains, counted for the four Qwen2.5 decoders and each reading."""
 
+from collections.abc import Mapping
 from functools import lru_cache
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -96,7 +98,7 @@ def lora_table(rank: int = 16) -> "pandas.DataFrame":
 
 
 def _rows(name: str, rank: int) -> list[dict]:
-    parts = _parts(name, rank)
+    parts = part_sizes(name, rank)
     claimed = CLAIMED_PERCENT if name in CLAIMED_FOR else None
     rows = []
     for reading, (adapters, others) in READINGS.items():
@@ -120,8 +122,13 @@ def _rows(name: str, rank: int) -> list[dict]:
 
 
 @lru_cache
-def _parts(name: str, rank: int) -> dict[str, int]:
-    """Parameters of each part, counted on built modules without memory."""
+def part_sizes(name: str, rank: int = 16) -> Mapping[str, int]:
+    """Parameters of each part of a vision–language model around a Qwen2.5 decoder, counted without memory.
+
+    Returns:
+        encoder, projector (the mixer for this decoder), decoder; of the decoder norms and embeddings, tied ones once;
+        and, beside it, "attention adapters" and "MLP adapters".
+    """
     decoder = qwen_on_meta(name)
     with torch.device("meta"):
         encoder = DCFormer(variant_config("small"))
@@ -138,4 +145,4 @@ def _parts(name: str, rank: int) -> dict[str, int]:
         if ".lora_" in own:
             kind = "attention adapters" if any(f".{t}." in own for t in ATTENTION) else "MLP adapters"
             counts[kind] = counts.get(kind, 0) + parameter.numel()
-    return counts
+    return MappingProxyType(counts)  # it is kept: nobody may write to it
