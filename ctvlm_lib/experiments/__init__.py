@@ -6,6 +6,8 @@ One concept a file:
     perturb      masks that are wrong on purpose: grown, shrunk, shifted, a neighbour's
     controls     the same questions with the prompt elsewhere, in other colours, on a wrong mask, or gone
     answers      the table of answers that everything is scored from, and its file
+    asked        what was asked, as a file: stored answers are scored with it and without the patients
+    table_file   how both lie on disk
     baselines    readers without an image, and readers of the masks, as tables of answers
     cohort       scans and questions of every split, in one fixed order
     pointing     a reader that can be looked into: where does it look, and what does it see there

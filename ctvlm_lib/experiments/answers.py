@@ -4,16 +4,15 @@ Rows carry what the question was, under which condition and control it was asked
 reader was. The file holds only what isn't in the records already, so that an arm's answers take a few dozen kB.
 """
 
-import hashlib
-import io
-import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from ctvlm_lib.errors import BadInput, atomic_path
+from ctvlm_lib.errors import BadInput
+from ctvlm_lib.experiments import table_file
+from ctvlm_lib.experiments.asked import Asked
 from ctvlm_lib.records.record import Record
 
 COLUMNS = (
@@ -61,7 +60,7 @@ def answer_table(
     known = np.array(confidence, dtype=float)
     if np.any((known < 0) | (known > 1 + 1e-6)):
         raise BadInput(f"a confidence lies between 0 and 1, got {known.min():g} to {known.max():g}; give probabilities")
-    table = _about(records)
+    table = Asked.of(records).table
     table["condition"], table["control"], table["seed"] = condition, control, seed
     table["marked"], table["answer"], table["confidence"] = [m or "" for m in marked], list(answers), known
     return table[list(COLUMNS)]
@@ -88,88 +87,33 @@ def save(table: pd.DataFrame, records: Sequence[Record], path: str | Path) -> Pa
         raise BadInput(f"{unknown[0]} was answered but is none of the {len(records)} records; give the same records")
     arrays = {"place": table["id"].map(place).to_numpy(np.int32)}
     for name in _STORED:
-        values, codes = np.unique(table[name].astype(str).to_numpy(dtype=object), return_inverse=True)
-        arrays[f"{name}.codes"] = codes.astype(np.min_scalar_type(max(1, len(values) - 1)))
-        arrays[f"{name}.values"] = _packed(values)
+        arrays |= table_file.coded(name, table[name].astype(str))
     confidence = table["confidence"].to_numpy(float)
     arrays["confidence"] = np.where(np.isnan(confidence), 255, np.nan_to_num(confidence) * _STEPS).round().astype("u1")
-    arrays["records"] = _packed([_digest(records)])
-    with atomic_path(path) as partial, open(partial, "wb") as file:
-        _write_npz(file, arrays)
-    return Path(path)
+    arrays["records"] = table_file.packed([Asked.of(records).digest])
+    return table_file.write(path, arrays)
 
 
-def load(path: str | Path, records: Sequence[Record]) -> pd.DataFrame:
+def load(path: str | Path, records: Sequence[Record] | Asked) -> pd.DataFrame:
     """Read what :func:`save` wrote.
 
     Args:
         path: of the file.
-        records: the same as were given to :func:`save`.
+        records: the same as were given to :func:`save`, or what :func:`ctvlm_lib.experiments.asked.load` read of them.
 
     Raises:
         BadInput: a damaged file, or one about other records.
     """
-    path = Path(path)
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        digest = _unpacked(arrays["records"])[0]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise BadInput(f"{path.name} can't be read as a table of answers ({error}); make it again") from None
-    if digest != _digest(records):
+    asked = records if isinstance(records, Asked) else Asked.of(records)
+    arrays, digest = table_file.read(path, lambda a: (a, table_file.unpacked(a["records"])[0]), "answers")
+    if digest != asked.digest:
         raise BadInput(
-            f"{path.name} holds answers to other records than these {len(records)}; give those that it was made with:"
-            " the same protocol, split and profile"
+            f"{Path(path).name} holds answers to other records than these {len(records)}; give those that it was made"
+            " with: the same protocol, split and profile"
         )
-    table = _about([records[k] for k in arrays["place"]])
+    table = asked.table.iloc[arrays["place"]].reset_index(drop=True)
     for name in _STORED:
-        table[name] = np.array(_unpacked(arrays[f"{name}.values"]), dtype=object)[arrays[f"{name}.codes"]]
+        table[name] = table_file.decoded(name, arrays)
     table["seed"] = table["seed"].astype(int)
     table["confidence"] = np.where(arrays["confidence"] == 255, np.nan, arrays["confidence"] / _STEPS)
     return table[list(COLUMNS)]
-
-
-def _about(records: Sequence[Record]) -> pd.DataFrame:
-    """What is known of each question from its record."""
-    return pd.DataFrame(
-        {
-            "id": [r.id for r in records],
-            "patient": [r.patient for r in records],
-            "kind": [r.kind for r in records],
-            "form": [r.form for r in records],
-            "stratum": [stratum(r) for r in records],
-            "region": [r.region or "" for r in records],
-            "choices": [r.choices for r in records],
-            "truth": [r.answer for r in records],
-        }
-    )
-
-
-def stratum(record: Record) -> str:
-    """ "named" or "unnamed": whether the words tell the region; "" where none is asked about."""
-    return "" if record.region is None else "named" if record.names_region else "unnamed"
-
-
-def _digest(records: Sequence[Record]) -> str:
-    """Of what was asked, in order: ids, questions, choices and right answers."""
-    said = ("\0".join((r.id, r.question, *r.choices, r.answer)) for r in records)
-    return hashlib.sha256("\n".join(said).encode()).hexdigest()
-
-
-def _packed(values: Iterable[str]) -> np.ndarray:
-    return np.frombuffer("\0".join(values).encode(), dtype=np.uint8)
-
-
-def _unpacked(array: np.ndarray) -> list[str]:
-    return array.tobytes().decode().split("\0")
-
-
-def _write_npz(file: io.IOBase, arrays: dict[str, np.ndarray]) -> None:
-    """As ``np.savez_compressed``, without the time of day, so that the same answers are the same bytes."""
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_LZMA) as archive:  # it finds repeats that lie far apart
-        for name, array in arrays.items():
-            buffer = io.BytesIO()
-            np.lib.format.write_array(buffer, np.ascontiguousarray(array), allow_pickle=False)
-            entry = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
-            entry.compress_type = zipfile.ZIP_LZMA
-            archive.writestr(entry, buffer.getvalue())

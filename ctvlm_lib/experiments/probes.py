@@ -12,7 +12,7 @@ from ctvlm_lib.alignment.arms import RESULTS
 from ctvlm_lib.alignment.checkpoints import load
 from ctvlm_lib.encoder import for_inference
 from ctvlm_lib.errors import BadInput, atomic_path
-from ctvlm_lib.experiments import answers, pointing
+from ctvlm_lib.experiments import answers, asked, pointing
 from ctvlm_lib.experiments.cohort import Cohort
 from ctvlm_lib.experiments.conditions import CONDITIONS
 from ctvlm_lib.experiments.controls import MOVED, REMOVED, ask, controls_for
@@ -39,7 +39,8 @@ def run(
     Args:
         name: one of PROBES.
         cohort: None draws the profile's.
-        results: gets ``<name>/`` with ``validation.npz``, ``test.npz`` and the record.
+        results: gets ``<name>/`` with ``validation.npz``, ``test.npz`` and the record, and ``questions/`` with what was
+            asked, so that the answers can be scored without the patients.
         folder: for answers on the way; a run that was killed goes on from there.
         profile: how many patients.
         regions: of each training patient that are learnt from.
@@ -77,6 +78,8 @@ def run(
             kept = table.assign(confidence=table["confidence"].where(table["control"] == answers.AS_ASKED))
             answers.save(kept, cohort.records[split], partial / f"{split}.npz")
         (partial / "record.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    for split in said:
+        asked.save(asked.Asked.of(cohort.records[split], cohort.scans[split]), asked.path_of(split, results))
     return said["test"]
 
 
@@ -107,15 +110,15 @@ def everything(
             everybody = control.name in ON_EVERYBODY
             if control.name != answers.AS_ASKED and not (controls and split == "test"):
                 continue
-            asked = cohort.questions(split, kinds=pointing.ANSWERS, form="closed",
-                                     patients=0 if everybody else fixed["patients"])  # fmt: skip
+            some = cohort.questions(split, kinds=pointing.ANSWERS, form="closed",
+                                    patients=0 if everybody else fixed["patients"])  # fmt: skip
             kept = folder and Path(folder) / f"{split}-{condition}-{control}.npz".replace(" ", "-")
             if kept and kept.is_file():
                 tables.append(answers.load(kept, cohort.records[split]))
                 continue
-            tables.append(ask(reader, asked, cohort.scans[split], condition, control))
+            tables.append(ask(reader, some, cohort.scans[split], condition, control))
             if kept:
                 answers.save(tables[-1], cohort.records[split], kept)
             if progress:
-                progress(f"{split}, {condition}, {control}: {len(asked):,} answers")
+                progress(f"{split}, {condition}, {control}: {len(some):,} answers")
     return pd.concat(tables, ignore_index=True)
