@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers_finetune import lessons, school
+from helpers_finetune import lessons, record, school
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -45,8 +45,8 @@ def test_packed_questions_have_the_loss_that_they_have_one_by_one():
     total = count = 0.0
     by_key = {lesson.key: lesson.records for lesson in lessons()}
     for one in drawn:
-        for record in by_key[one.key]:
-            batch = processor.of_records([record], None)
+        for question in by_key[one.key]:
+            batch = processor.of_records([question], None)
             learnt = int((batch["labels"] != IGNORED).sum())
             total += float(model(**batch, features=kept.take([one.key])).loss.detach()) * learnt
             count += learnt
@@ -265,3 +265,16 @@ def test_a_setting_that_there_is_not_is_named():
 def _parts(made):
     model, _, taught, kept = made
     return model, taught, kept
+
+
+def test_reports_have_a_mean_of_their_own():
+    model, processor, _, kept = school()
+    report = replace(record(0, "a mass in the liver", "Write a report."), kind="report", form="open")
+    key, others = lessons(2)[0].key, lessons(2)[1]
+    taught = Lessons(processor, [Lesson(key, (report,)), others])
+    config = replace(CONFIG, projector_steps=1, lora_steps=1, pictures=2, report_weight=0.5)
+    with torch.no_grad():
+        alone = float(answer_loss(model, taught.pack([taught.rows[0]]), kept.take([key]))["nll"])
+    row = finetune(model, taught, kept, config, progress=False)["projector"][0]
+    assert row["report"] == pytest.approx(0.5 * alone, rel=1e-5)
+    assert row["loss"] == pytest.approx(row["nll"] + row["report"], rel=1e-6)

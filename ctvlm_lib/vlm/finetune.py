@@ -213,10 +213,9 @@ def finetune(
     def loss(network: CtvlmModel, step: Step) -> dict[str, Tensor]:
         drawn = step.mine(lessons.draw(step.rng("pictures"), config.pictures, config.words))
         device = network.get_input_embeddings().weight.device
-        long = [lessons.is_long(one, config.words) for one in drawn]
         parts: dict[str, Tensor] = {}
         for is_report in (False, True):  # apart, as the others would be padded to a report's length
-            some = [one for one, its in zip(drawn, long, strict=True) if its == is_report]
+            some = [one for one in drawn if is_report == any(words.report for words in one.words)]
             if some:
                 kept = features.take([one.key for one in some], device)
                 options = () if is_report else (config.focal_gamma, config.l2)

@@ -45,12 +45,14 @@ class Words(NamedTuple):
         start: where the answer begins.
         closed: whether the question is.
         cost: tokens of its plain wording, by which steps are filled: every condition then has the same questions.
+        report: whether the answer is a report.
     """
 
     ids: tuple[int, ...]
     start: int
     closed: bool
     cost: int
+    report: bool = False
 
 
 class Drawn(NamedTuple):
@@ -123,10 +125,6 @@ class Lessons:
             drawn.append(Drawn(key, _fitting([asked[i] for i in rng.permutation(len(asked))], words)))
         return drawn
 
-    def is_long(self, drawn: Drawn, words: int) -> bool:
-        """Whether a picture's questions need more than ``words`` tokens, plainly worded: one report does."""
-        return sum(one.cost for one in drawn.words) > words
-
     def pack(self, drawn: Sequence[Drawn]) -> Packed:
         """Rows of a batch, padded on the right to the longest."""
         lengths = [len(self.image) + sum(len(words.ids) for words in one.words) for one in drawn]
@@ -151,7 +149,8 @@ class Lessons:
             image, plain = len(self.image), record.worded("plain")
             ids, start = processor.sequence(*text)
             cost = len(processor.sequence(plain.question, plain.answer, plain.choices)[0]) - image
-            self._known[text] = Words(tuple(ids[image:]), start - image, record.form == "closed", cost)
+            closed, report = record.form == "closed", record.kind == "report"
+            self._known[text] = Words(tuple(ids[image:]), start - image, closed, cost, report)
         return self._known[text]
 
 

@@ -4,6 +4,7 @@ Source: med3dvlm.txt §3.2.3 and §3.4 (rank 16, α 32, dropout 0.05), contour.t
 """
 
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -90,7 +91,8 @@ def with_lora(
         r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(names), bias="none", task_type="CAUSAL_LM"
     )
     on_meta = next(decoder.parameters()).is_meta
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # peft still asks
         torch.manual_seed(seed)
         model = get_peft_model(decoder, config, low_cpu_mem_usage=on_meta)
     _let_learn(model, train_norms, train_also)
