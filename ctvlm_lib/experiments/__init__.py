@@ -15,5 +15,8 @@ One concept a file:
     probes       its arms: asked everything, stored
     reliance     how much of the answers depends on the prompt, in one number
     mask_quality how much a mask looks like one structure: what to abstain by
+    real_field   a real CT on the cohort's grid, where its patients lie
+    real_records what it can be asked in the cohort's words
+    real_reading a model of the cohort reads the two real CTs
     scores       accuracy with intervals, paired differences, calibration: tables from tables of answers
 """
