@@ -1,0 +1,52 @@
+"""``ctvlm arm vlm-…``: names, what may be changed, and where the answers go."""
+
+import argparse
+
+import pytest
+
+from ctvlm_lib.arm_command import add_arguments, command
+from ctvlm_lib.errors import BadInput
+from ctvlm_lib.experiments import vlm_arms
+
+
+def run(*words: str) -> int:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return command(parser.parse_args(list(words)))
+
+
+def test_a_wrong_arm_is_told_before_a_cohort_is_drawn(tmp_path, monkeypatch):
+    monkeypatch.setattr(vlm_arms, "run", None)
+    with pytest.raises(BadInput, match="vlm-B-contour-small"):
+        run("vlm-B-circle-small", "--out", str(tmp_path))
+
+
+@pytest.mark.parametrize("option", ["--batch", "--epochs"])
+def test_what_an_arm_does_not_take_is_refused(option, tmp_path):
+    with pytest.raises(BadInput, match=f"takes --seed, --patients and --steps, not {option}"):
+        run("vlm-B-none-small", option, "3", "--out", str(tmp_path))
+
+
+def test_changes_reach_the_recipe_and_the_folders_name(tmp_path, monkeypatch):
+    seen = {}
+
+    class Stop(Exception):
+        pass
+
+    def instead(name, profile, seed, **options):
+        seen.update(options, name=name, profile=profile, seed=seed)
+        raise Stop
+
+    monkeypatch.setattr(vlm_arms, "run", instead)
+    with pytest.raises(Stop):
+        run("vlm-B-none-small", "--seed", "2", "--patients", "50", "--steps", "7", "--profile", "quick", "--out",
+            str(tmp_path))  # fmt: skip
+    assert (seen["name"], seen["profile"], seen["seed"]) == ("vlm-B-none-small", "quick", 2)
+    assert seen["changes"] == {"patients": 50, "lora_steps": 7}
+    assert seen["label"] == "vlm-B-none-small-patients50-steps7-seed2"
+    assert seen["results"] == tmp_path / "quick" / "results"
+
+
+def test_the_list_names_the_arms_of_the_models(capsys):
+    assert run() == 0
+    assert "vlm-ENCODER-CONDITION-DECODER" in capsys.readouterr().out
