@@ -1,9 +1,7 @@
 """SmolLM2 from its GGUF file: blocks, network, tokenizer, chat. About 5 s on one core without the asset."""
 
 import copy
-import struct
 
-import gguf
 import helpers_gguf
 import numpy as np
 import pytest
@@ -40,32 +38,11 @@ def reference(file):
     return model.eval(), AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
 
 
-def test_q4_1_is_what_a_plain_loop_gives():
-    raw = np.random.default_rng(0).integers(0, 256, (3, 20), dtype=np.uint8)
-    raw[:, :4] = np.array([[0.5, -1.25], [2.0, 0.0], [-0.125, 3.0]], "<f2").view(np.uint8)
-    expected = []
-    for row in raw.tolist():
-        scale, least = struct.unpack("<2e", bytes(row[:4]))
-        expected += [scale * (byte & 15) + least for byte in row[4:]]
-        expected += [scale * (byte >> 4) + least for byte in row[4:]]
-    np.testing.assert_array_equal(gguf_file._q4_1(raw).ravel(), np.array(expected, np.float32))
-
-
-def test_q8_0_is_what_a_plain_loop_gives():
-    raw = np.random.default_rng(1).integers(0, 256, (2, 34), dtype=np.uint8)
-    raw[:, :2] = np.array([[0.25], [-3.0]], "<f2").view(np.uint8)
-    expected = [struct.unpack("<e", bytes(row[:2]))[0] * (b - 256 * (b > 127)) for row in raw.tolist() for b in row[2:]]
-    np.testing.assert_array_equal(gguf_file._q8_0(raw).ravel(), np.array(expected, np.float32))
-
-
-def test_values_and_tensors_are_those_of_the_gguf_package(file):
-    ours, theirs = gguf_file.read(file), gguf.GGUFReader(file)
-    known = {name: field.contents() for name, field in theirs.fields.items() if not name.startswith("GGUF.")}
-    assert ours.values == known
-    assert {name: array.shape for name, array in ours.tensors.items()} == helpers_gguf.shapes()
-    for tensor in theirs.tensors:
-        expected = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-        np.testing.assert_array_equal(ours.tensors[tensor.name], expected.reshape(ours.tensors[tensor.name].shape))
+def test_matrices_are_float32_copies_in_pytorchs_order(file):
+    read = gguf_file.read(file)
+    assert {name: array.shape for name, array in read.tensors.items()} == helpers_gguf.shapes()
+    assert all(array.dtype == np.float32 and array.flags.writeable for array in read.tensors.values())
+    assert read.values["general.architecture"] == "llama" and not any(n.startswith("GGUF.") for n in read.values)
 
 
 def test_logits_are_those_of_transformers_own_reader(loaded, reference):
@@ -165,9 +142,6 @@ def test_other_files_are_refused(file, tmp_path):
     other.write_bytes(b"PK\3\4" + file.read_bytes()[4:])
     with pytest.raises(BadInput, match="give a GGUF file"):
         gguf_file.read(other)
-    other.write_bytes(file.read_bytes()[:4] + struct.pack(">I", 3) + file.read_bytes()[8:])
-    with pytest.raises(BadInput, match="little-endian"):
-        gguf_file.read(other)
     with pytest.raises(BadInput, match="holds a gemma"):
         smollm2.load(helpers_gguf.write(tmp_path / "gemma.gguf", architecture="gemma"))
     with pytest.raises(BadInput, match="cuts words as 'llama-bpe'"):
@@ -180,11 +154,6 @@ def test_a_file_without_a_value_or_with_an_unknown_tensor_is_refused(file):
         smollm2.config_of({k: v for k, v in read.values.items() if k != "llama.rope.freq_base"})
     with pytest.raises(BadInput, match="blk.0.attn_qkv.weight"):
         smollm2.renamed({"blk.0.attn_qkv.weight": np.zeros((4, 4), np.float32)}, smollm2.config_of(read.values))
-
-
-def test_an_unknown_type_of_tensor_is_refused():
-    with pytest.raises(BadInput, match="type 12.*Q4_1"):
-        gguf_file._numbers(bytes(64), "x", 0, (32,), 12)
 
 
 @pytest.mark.assets
