@@ -2,6 +2,7 @@
 
 import copy
 
+import helpers_finetune
 import helpers_gguf
 import numpy as np
 import pytest
@@ -9,7 +10,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from ctvlm_lib.errors import BadInput
-from ctvlm_lib.vlm import gguf_file, smollm2
+from ctvlm_lib.experiments.vlm_reader import VlmReader
+from ctvlm_lib.vlm import finetune, finetune_saving, gguf_file, smollm2
+from ctvlm_lib.vlm.feature_cache import FeatureCache
+from ctvlm_lib.vlm.finetune import Finetuning
+from ctvlm_lib.vlm.lessons import Lessons
 from ctvlm_lib.vlm.lora import lora_parameters, merge, with_lora
 
 TEXTS = ("is the liver there?", " the  is\n\nA. 12 mm, B. 3.5 mm", "<|im_start|>user\nHello<|im_end|>\n", "Ü – the")
@@ -163,3 +168,21 @@ def test_smollm2_answers_a_general_question(asset):
     model, tokenizer = smollm2.load()
     assert sum(p.numel() for p in model.parameters()) == 134_515_008  # 135 M, as its name says
     assert "Paris" in smollm2.Chat(model, tokenizer).ask("What is the capital of France?", 8)
+
+
+@pytest.mark.assets
+@pytest.mark.slow
+def test_it_learns_to_read_an_image_and_answers(asset, tmp_path):
+    asset("smollm2")
+    config = Finetuning(decoder="smollm2", projector="merged", projector_steps=1, lora_steps=1, pictures=1, words=20)
+    model, processor = finetune.build(config)
+    taught = helpers_finetune.lessons(1)
+    picture = np.random.default_rng(0).uniform(-1, 1, (3, 32, 64, 64)).astype(np.float32)
+    kept = FeatureCache.of(model, [one.key for one in taught], lambda key: picture)
+    curves = finetune.finetune(model, Lessons(processor, taught), kept, config, progress=False)
+    assert all(np.isfinite(row["loss"]) for rows in curves.values() for row in rows)
+    finetune_saving.save(tmp_path / "arm", model, config, {})
+    [[(text, _)]] = VlmReader(*finetune_saving.load(tmp_path / "arm")[:2]).answer(
+        picture[None], [[taught[0].records[1]]], "none"
+    )
+    assert text[3:] in helpers_finetune.ORGANS

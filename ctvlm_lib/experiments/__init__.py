@@ -18,5 +18,9 @@ One concept a file:
     real_field   a real CT on the cohort's grid, where its patients lie
     real_records what it can be asked in the cohort's words
     real_reading a model of the cohort reads the two real CTs
+    vlm_reader   a vision–language model as a reader
+    vlm_arms     its arms: trained, asked everything, stored
+    vlm_tables   the papers' tables from what is stored
+    vlm_contrasts the protocol's contrasts on it
     scores       accuracy with intervals, paired differences, calibration: tables from tables of answers
 """

@@ -41,7 +41,7 @@ from ctvlm_lib.records import protocol
 from ctvlm_lib.records.balance import drawn
 from ctvlm_lib.records.committed import check_committed
 from ctvlm_lib.records.record import Record
-from ctvlm_lib.vlm import finetune, finetune_saving, ladder
+from ctvlm_lib.vlm import finetune, finetune_saving, ladder, smollm2
 from ctvlm_lib.vlm.feature_cache import FeatureCache
 from ctvlm_lib.vlm.finetune import Finetuning
 from ctvlm_lib.vlm.lessons import Lesson, Lessons
@@ -60,13 +60,14 @@ VARIANTS: dict[str, dict] = {
     **{f"patients{n}": {"patients": n} for n in (100, 200, 400)},
     **{label: {"projector": name} for name, label in IN_THE_PAPER.items()},
 }
+DECODERS = (*ladder.SIZES, smollm2.ASSET)
+_OF_DECODER = {smollm2.ASSET: {"pictures": 4}}  # a step takes 20 times as long as the ladder's largest
 ARMS = {
     "-".join(filter(None, ("vlm", encoder, condition, decoder, variant))): replace(
-        ON_A_CPU, encoder=encoder, condition=condition, decoder=decoder, **changes
+        ON_A_CPU, encoder=encoder, condition=condition, decoder=decoder, **_OF_DECODER.get(decoder, {}), **changes
     )
-    for encoder, condition, decoder, (variant, changes) in product(
-        ENCODERS, CONDITIONS, ladder.SIZES, VARIANTS.items()
-    )
+    for encoder, condition, decoder, (variant, changes) in product(ENCODERS, CONDITIONS, DECODERS, VARIANTS.items())
+    if not (decoder == smollm2.ASSET and changes.get("from_scratch"))
 }
 AS_IS = Control(answers.AS_ASKED)
 FEW = (MOVED, REMOVED, RECOLOURED, NEIGHBOUR)  # controls of every size; the smallest is asked under all

@@ -22,9 +22,8 @@ from ctvlm_lib.experiments import answers
 from ctvlm_lib.experiments.answers import AS_ASKED
 from ctvlm_lib.experiments.asked import Asked
 from ctvlm_lib.experiments.conditions import CONDITIONS
-from ctvlm_lib.experiments.vlm_arms import ARMS, VARIANTS
+from ctvlm_lib.experiments.vlm_arms import ARMS, DECODERS, VARIANTS
 from ctvlm_lib.records import protocol
-from ctvlm_lib.vlm.ladder import SIZES
 
 FORMS = ("closed", "open", "report")
 
@@ -190,5 +189,5 @@ def interval_of(arm: ArmAnswers, form: str, metric: str, kinds: Sequence[str] = 
 
 
 def _order(arm: ArmAnswers) -> tuple:
-    return (arm.encoder, list(SIZES).index(arm.decoder), list(VARIANTS).index(arm.variant),
+    return (arm.encoder, DECODERS.index(arm.decoder), list(VARIANTS).index(arm.variant),
             CONDITIONS.index(arm.condition), arm.seed)  # fmt: skip

@@ -18,7 +18,7 @@ from ctvlm_lib.alignment.checkpoints import load as load_aligned
 from ctvlm_lib.encoder import frozen
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.training import Curve, Step, Training, train
-from ctvlm_lib.vlm import ladder
+from ctvlm_lib.vlm import ladder, smollm2
 from ctvlm_lib.vlm.config import CtvlmConfig
 from ctvlm_lib.vlm.feature_cache import FeatureCache
 from ctvlm_lib.vlm.finetune_loss import answer_loss
@@ -40,7 +40,7 @@ class Finetuning:
     Attributes:
         encoder: name of a shipped encoder, such as "B".
         condition: what is drawn before it sees a volume, and how questions are worded.
-        decoder: size of :data:`ctvlm_lib.vlm.ladder.SIZES`.
+        decoder: size of :data:`ctvlm_lib.vlm.ladder.SIZES`, or "smollm2", see :mod:`ctvlm_lib.vlm.smollm2`.
         seed: of the projector's weights, the adapters' and the steps.
         projector: name in ``ctvlm_lib.vlm.projector.PROJECTORS``, or "merged", see
             :mod:`ctvlm_lib.vlm.projector_merged`. projector_options: its arguments.
@@ -97,6 +97,8 @@ class Finetuning:
             raise BadInput("projector_steps and lora_steps count steps, and one of them must be 1 or more")
         if self.from_scratch and self.l2:
             raise BadInput("l2 is a penalty on LoRA, and a decoder from scratch has none; set l2 to 0")
+        if self.from_scratch and self.decoder == smollm2.ASSET:
+            raise BadInput("smollm2 is there because it was pretrained; train a size of the ladder from scratch")
 
     @classmethod
     def from_dict(cls, content: Mapping) -> "Finetuning":
@@ -138,7 +140,10 @@ def build(config: Finetuning, folder: str | Path = checkpoints.FOLDER) -> tuple[
         BadInput: no such encoder, decoder or projector.
     """
     encoder = load_aligned(Path(folder) / config.encoder)[0].encoder
-    decoder, tokenizer = ladder.load(config.decoder, folder)
+    if config.decoder == smollm2.ASSET:
+        decoder, tokenizer = smollm2.load(dtype=torch.float32)
+    else:
+        decoder, tokenizer = ladder.load(config.decoder, folder)
     if config.from_scratch:
         decoder = ladder.build(config.decoder, config.seed)
     tokenizer = with_placeholder(tokenizer)
