@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from ctvlm_lib.errors import BadInput
 from ctvlm_lib.evaluate.paired import PairedDifference, equal_weights, paired_difference
+from ctvlm_lib.evaluate.text_registry import METRICS
 from ctvlm_lib.experiments.answers import AS_ASKED
 from ctvlm_lib.experiments.asked import Asked
 from ctvlm_lib.experiments.controls import MOVED
@@ -126,11 +126,10 @@ def _side(contrast: Contrast, arm: ArmAnswers, side: dict, asked: Asked) -> _Sid
     if form == "closed":
         return _Side(rows["correct"], rows)
     found = arm.statistics(rows, [metric])
-    try:
+    if METRICS[metric].level != "corpus":
         return _Side(pd.Series(found.values(metric) / 100, rows.index), rows)
-    except BadInput:  # of the whole corpus: what each question adds to it
-        sums, of_sums = found.sums(metric)
-        return _Side(pd.DataFrame(sums, rows.index), rows, lambda total: of_sums(total) / 100)
+    sums, of_sums = found.sums(metric)  # what each question adds to the score of all
+    return _Side(pd.DataFrame(sums, rows.index), rows, lambda total: of_sums(total) / 100)
 
 
 def _average(sides: Sequence[_Side | None]) -> _Side | None:
