@@ -102,6 +102,11 @@ def test_seeds_stay_apart_and_quick_gives_no_verdict():
     assert sorted(measure(contrast[0], arms, asked())) == [0, 1]
     [row] = judged(arms, asked(), "quick", only=contrast).to_dict("records")
     assert (row["seeds"], row["verdict"]) == (2, contrasts.NO_VERDICT)
+    [row] = judged(arms, asked(), "full", only=contrast).to_dict("records")
+    assert row["verdict"] == "2 of 3 seeds"  # nothing is judged before all seeds of the protocol are there
+    more = [arm(f"vlm-B-{condition}-small", share, 2) for condition, share in (("none", 0.5), ("contour", 0.95))]
+    [row] = judged(arms + more, asked(), "full", only=contrast).to_dict("records")
+    assert row["verdict"] == contrasts.UNDETERMINED  # of four patients, the smallest p there is exceeds 5 %
 
 
 def test_stored_arms_are_read_in_their_order(tmp_path):

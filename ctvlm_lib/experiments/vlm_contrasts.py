@@ -78,17 +78,19 @@ def judged(
     Returns:
         ``name``, ``paper``, ``table``, ``stratum``, ``metric``, the paper's ``published`` difference in its unit,
         ``difference`` with ``low`` and ``high`` in points, ``p after Holm``, ``seeds``, ``detectable``, ``verdict``.
+        While some of the protocol's seeds are missing, nothing is judged: the verdict says how many there are.
     """
     pairs = [(one, measure(one, arms, asked, encoder)) for one in (contrasts.load() if only is None else only)]
     pairs = [(one, found) for one, found in pairs if found]
-    rows = []
-    for (one, _), verdict in zip(pairs, contrasts.judge_all(pairs, profile), strict=True):
+    planned, rows = set(protocol.load().seeds(profile)), []
+    for (one, found), verdict in zip(pairs, contrasts.judge_all(pairs, profile), strict=True):
+        early = one.primary and profile != "quick" and not planned <= set(found)
         rows.append({
             "name": one.name, "paper": one.paper, "table": one.table, "stratum": one.stratum, "metric": one.metric,
             "published": one.paper_difference, "difference": 100 * verdict.value, "low": 100 * verdict.low,
             "high": 100 * verdict.high, "p after Holm": verdict.p_holm, "seeds": len(verdict.seeds),
             "questions": verdict.n, "patients": verdict.patients, "detectable": 100 * verdict.detectable,
-            "verdict": verdict.verdict,
+            "verdict": f"{len(found)} of {len(planned)} seeds" if early else verdict.verdict,
         })  # fmt: skip
     return pd.DataFrame(rows)
 
