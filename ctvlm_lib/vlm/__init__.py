@@ -7,6 +7,7 @@ among the words, labels), ``features`` (kept in place of volumes), ``generation`
 ``projector`` (the two-stream mixer and its rivals), ``slice_attention`` (SSA, MSSA). Its training: ``lora``,
 ``losses``, and the ``ladder`` of decoder sizes. A decoder that was pretrained elsewhere: ``smollm2``, from its
 ``gguf_file``.
+What it takes: ``lora_counts`` (parameters), ``memory``.
 """
 
 from importlib import import_module
