@@ -46,6 +46,16 @@ def test_there_are_results_at_all():
     assert {"A", "B", "dcformer-siglip-8", "dcformer-clip-8", "vit3d-clip-8"} <= {p.parent.name for p in STORED}
 
 
+def test_the_arms_that_are_compared_have_every_seed_of_the_protocol():
+    compared = [f"{encoder}-{batch}" for encoder in ("dcformer-siglip", "dcformer-clip", "vit3d-clip")
+                for batch in arms.BATCHES]  # fmt: skip
+    for name in compared:
+        assert set(arm_tables.table(name)["seed"]) == set(protocol.load().seeds("full")), name
+        said = [Predictions.load(arms.RESULTS / arm_tables.of_seed(name, seed) / "test.safetensors").image
+                for seed in protocol.load().seeds("full")]  # fmt: skip
+        assert all((a != b).any() for a, b in zip(said, said[1:], strict=False)), f"{name}: two seeds are one"
+
+
 @given(name=st.sampled_from(sorted(arms.ARMS)), seed=st.integers(0, 2**32 - 1))
 def test_the_folder_of_an_arm_and_seed_tells_both(name, seed):
     assert arm_tables.name_and_seed(arms.of_seed(name, seed)) == (name, seed)
