@@ -396,7 +396,7 @@ def test_verify_reads_the_contents(place):
 def test_manifest_has_every_asset_of_the_design():
     manifest = assets.manifest()
     assert list(manifest["asset"]) == IMAGING + LANGUAGE
-    assert [name for name, asset in manifest["asset"].items() if asset["quick"]] == [*IMAGING, "minilm", "wordnet"]
+    assert all(asset["quick"] for asset in manifest["asset"].values())  # the default profile reads them all
     for name, package in manifest["package"].items():
         assert len(package["sha256"]) == 64 and package["bytes"] > 1_000_000, name
         assert "==" in package["requirement"] and package["kind"] in ("sdist", "wheel")
