@@ -40,7 +40,9 @@ CHANGES = {  # option: (type, placeholder, help)
 }
 
 
-VLM = """\
+PATTERNS = """\
+readout-ENCODER-CONDITION, e.g. readout-B-none: cross-attention from the question's names to the tokens, without a
+                     language model; ENCODER A, B; --patients N learns from fewer
 vlm-ENCODER-CONDITION-DECODER[-VARIANT], e.g. vlm-B-contour-small: a vision-language model
                      ENCODER A, A-continued, B; CONDITION none, contour, box, dual;
                      DECODER small, middle, large, smollm2;
@@ -77,14 +79,17 @@ def command(args: argparse.Namespace) -> int:
             print(f"{name:20} {_described(arm)}")
         for name, encoder in probes.PROBES.items():
             print(f"{name:20} linear read-outs of encoder {encoder}, under every prompt and control")
-        print(VLM)
+        print(PATTERNS)
         return 0
     if args.name in probes.PROBES:
         return _probe(args)
     if args.name.startswith("vlm-"):
         return _vlm(args)
+    if args.name.startswith("readout-"):
+        return _read_out(args)
     if args.name not in arms.ARMS:
-        there = (*arms.ARMS, *probes.PROBES, "vlm-ENCODER-CONDITION-DECODER[-VARIANT]")
+        patterns = ("readout-ENCODER-CONDITION", "vlm-ENCODER-CONDITION-DECODER[-VARIANT]")
+        there = (*arms.ARMS, *probes.PROBES, *patterns)
         raise BadInput(f"no arm is called {args.name!r}; there are: {', '.join(there)}")
     home, changes = run_folder(args.profile, args.out), _changes(args)
     label = arms.of_seed(args.name + _suffix(changes), args.seed)
@@ -138,6 +143,23 @@ def _vlm(args: argparse.Namespace) -> int:
     )  # fmt: skip
     print(by_kind([of_table(args.name, said["test"], args.seed)]).to_string(index=False))
     print(f"closed accuracy on test, region named, in %; answers in {results / label}")
+    return 0
+
+
+def _read_out(args: argparse.Namespace) -> int:
+    """Train a cross-attention read-out of an encoder's tokens, ask it, store its answers."""
+    from ctvlm_lib.experiments import read_out
+
+    changes = _changes(args)
+    extra = sorted(set(changes) - {"patients"})
+    if extra:
+        raise BadInput(f"{args.name} takes --seed and --patients, not --{extra[0]}; leave it out")
+    recipe = read_out.recipe_of(args.name, args.seed, args.patients or 0)
+    home, label = run_folder(args.profile, args.out), read_out.label_of(recipe)
+    results = home / "results"
+    read_out.run(args.name, args.profile, args.seed, patients=recipe.patients, results=results,
+                 folder=home / "training" / label)  # fmt: skip
+    print(f"answers in {results / label}")
     return 0
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from ctvlm_lib.arm_command import add_arguments, command
 from ctvlm_lib.errors import BadInput
-from ctvlm_lib.experiments import vlm_arms
+from ctvlm_lib.experiments import read_out, vlm_arms
 
 
 def run(*words: str) -> int:
@@ -45,6 +45,17 @@ def test_changes_reach_the_recipe_and_the_folders_name(tmp_path, monkeypatch):
     assert seen["changes"] == {"patients": 50, "lora_steps": 7}
     assert seen["label"] == "vlm-B-none-small-patients50-steps7-seed2"
     assert seen["results"] == tmp_path / "quick" / "results"
+
+
+def test_read_outs_take_a_seed_and_fewer_patients(tmp_path, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(read_out, "run", lambda name, profile, seed, **options: seen.update(options, seed=seed))
+    assert run("readout-B-none", "--seed", "1", "--patients", "200", "--out", str(tmp_path)) == 0
+    assert (seen["seed"], seen["patients"], seen["folder"].name) == (1, 200, "readout-B-none-patients200-seed1")
+    with pytest.raises(BadInput, match="not --steps"):
+        run("readout-B-none", "--steps", "3", "--out", str(tmp_path))
+    with pytest.raises(BadInput, match="readout-A-none"):
+        run("readout-C-none", "--out", str(tmp_path))
 
 
 def test_the_list_names_the_arms_of_the_models(capsys):

@@ -13,6 +13,8 @@ One concept a file:
     pointing     a reader that can be looked into: where does it look, and what does it see there
     linear       its read-outs
     probes       its arms: asked everything, stored
+    read_out     cross-attention from the question's names to the tokens: its arms
+    read_out_model, read_out_reader    its network, and how it is asked
     reliance     how much of the answers depends on the prompt, in one number
     mask_quality how much a mask looks like one structure: what to abstain by
     real_field   a real CT on the cohort's grid, where its patients lie
