@@ -46,8 +46,8 @@ readout-ENCODER-CONDITION, e.g. readout-B-none: cross-attention from the questio
 vlm-ENCODER-CONDITION-DECODER[-VARIANT], e.g. vlm-B-contour-small: a vision-language model
                      ENCODER A, A-continued, B; CONDITION none, contour, box, dual;
                      DECODER small, middle, large, smollm2;
-                     VARIANT scratch, blind, longer, patients100, patients200, patients400 or a projector: 2xMLP,
-                     2xMLP-H, 1xMLP-Mixer-H, 2xMLP-Mixer-H"""
+                     VARIANT scratch, blind, longer, patients100, patients200, patients400, a projector: 2xMLP,
+                     2xMLP-H, 1xMLP-Mixer-H, 2xMLP-Mixer-H, or slice attention: SSA, MSSA, SSA-as-printed"""
 NAMES = {"size_dhw_vox": "size", "train_text": "textTrained"}  # in a folder's name
 
 

@@ -5,12 +5,15 @@ import math
 import hypothesis.strategies as st
 import pytest
 import torch
+from helpers_finetune import lessons
 from helpers_vlm import tiny, volumes
 from hypothesis import given, settings
 from transformers import AutoModelForCausalLM, StaticCache
 
 from ctvlm_lib.errors import BadInput
+from ctvlm_lib.vlm.choices import log_likelihoods
 from ctvlm_lib.vlm.lora import with_lora
+from ctvlm_lib.vlm.short_answers import short_answers
 from ctvlm_lib.vlm.slice_attention import attach
 from ctvlm_lib.vlm.slice_heads import MultiHeadSliceAttention, seen_by, slice_attention
 from ctvlm_lib.vlm.splice import image_positions
@@ -450,3 +453,44 @@ def test_positions_of_another_batch_are_refused():
 def test_a_module_without_blocks_is_refused():
     with pytest.raises(BadInput, match="causal language model"):
         attach(torch.nn.Linear(4, 4))
+
+
+@pytest.mark.parametrize("what", ["SSA", "MSSA"])
+def test_it_is_part_of_the_models_configuration_and_survives_the_disk(what, tmp_path):
+    model, _ = tiny(slice_attention={"kind": what, "first": 1, "gate": what == "SSA"})
+    with torch.no_grad():
+        for tensor in model.slice_attention.parameters():
+            tensor.add_(0.3)
+    place, n = model.config.image_token_id, model.config.image_tokens
+    ids = torch.tensor([[7] + [place] * n + [11, 12, 13]])
+    answer = model.generate(ids, images=volumes(1), max_new_tokens=4)
+    plain, _ = tiny()
+    assert not torch.equal(
+        plain(ids, images=volumes(1)).logits, model(ids, images=volumes(1)).logits
+    )
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path)
+    assert torch.equal(again.generate(ids, images=volumes(1), max_new_tokens=4), answer)
+
+
+@pytest.mark.parametrize("what", ["SSA", "MSSA"])
+def test_packed_questions_are_asked_and_answered_as_one_by_one(what):
+    model, processor = tiny(slice_attention={"kind": what})
+    with torch.no_grad():
+        for name, tensor in model.slice_attention.named_parameters():
+            if name.endswith("out.weight"):
+                tensor.copy_(torch.randn(tensor.shape, generator=torch.Generator().manual_seed(5)) * 0.3)
+    asked = [list(lesson.records) for lesson in lessons(3)]
+    features = model.image_features(volumes(3))
+    closed = [[record for record in group if record.form == "closed"] for group in asked]
+    together = log_likelihoods(model, processor, closed, features)
+    written = short_answers(model, processor, asked, features, most=6)
+    for k, group in enumerate(asked):
+        mine = features.rows([k])
+        alone = [log_likelihoods(model, processor, [[record]], mine)[0][0] for record in closed[k]]
+        for one, other in zip(together[k], alone, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)  # float32, other orders
+        for record, text in zip(group, written[k], strict=True):
+            batch = processor.of_records([record], None, answers=False)
+            tokens = model.generate(batch["input_ids"], features=mine, max_new_tokens=6)
+            assert processor.decode(tokens)[0] == text

@@ -4,7 +4,7 @@ import argparse
 
 import pytest
 
-from ctvlm_lib.arm_command import add_arguments, command
+from ctvlm_lib.arm_command import PATTERNS, add_arguments, command
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.experiments import read_out, vlm_arms
 
@@ -61,3 +61,8 @@ def test_read_outs_take_a_seed_and_fewer_patients(tmp_path, monkeypatch):
 def test_the_list_names_the_arms_of_the_models(capsys):
     assert run() == 0
     assert "vlm-ENCODER-CONDITION-DECODER" in capsys.readouterr().out
+
+
+def test_the_help_names_every_variant():
+    said = PATTERNS.replace(",", " ").split()
+    assert not {*vlm_arms.VARIANTS} - {*said, ""}

@@ -154,8 +154,8 @@ def test_focal_loss_and_penalty_are_parts_of_their_own():
     assert curves["LoRA"][-1]["penalty"] == pytest.approx(penalty, rel=0.2)  # the last step still moved the matrices
     drawn = taught.draw(np.random.default_rng(0), 4, 60)
     rows, features = taught.pack(drawn), kept.take([one.key for one in drawn])
-    plain = answer_loss(model, rows, features)["nll"]
-    gamma0 = answer_loss(model, rows, features, focal_gamma=0.0)
+    plain = answer_loss(model, rows, features)["nll"].detach()
+    gamma0 = {name: float(part.detach()) for name, part in answer_loss(model, rows, features, focal_gamma=0.0).items()}
     share = float((rows.closed & (rows.labels != IGNORED)).sum() / (rows.labels != IGNORED).sum())
     assert float(plain) == pytest.approx(float(share * gamma0["closed"] + (1 - share) * gamma0["open"]), rel=1e-4)
 
@@ -230,6 +230,28 @@ def test_the_shipped_parts_are_tuned_stored_and_loaded_alike(tmp_path):
     # stored in 16 bits
     assert held_out_loss(loaded, taught, kept) == pytest.approx(held_out_loss(model, taught, kept), rel=1e-2)
     assert moving(prepare(loaded, "projector", config)).keys() != moving(model).keys()
+
+
+@pytest.mark.parametrize("kind", ["SSA", "MSSA"])
+def test_slice_attention_is_tuned_stored_and_loaded_and_leaves_the_decoder_alone(kind, tmp_path):
+    config = Finetuning(projector="merged", projector_steps=1, lora_steps=2, pictures=2, words=40, slice_attention=kind)
+    model, processor = build(config)
+    before, taught = weights(model.decoder), Lessons(processor, lessons(2))
+    noise = torch.rand(2, 3, 32, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    kept = FeatureCache.of(model, ["p0", "p1"], lambda key: noise[int(key[1])].numpy())
+    finetune(model, taught, kept, config, progress=False)
+    assert same(before, model.decoder)
+    learnt = [name for name, tensor in moving(model).items() if name.startswith("slice_attention") and tensor.any()]
+    assert len(learnt) == (10 if kind == "MSSA" else 0)  # SSA has no weights; of MSSA's two blocks five each, R too
+    target = finetune_saving.save(tmp_path / "tuned", model, config, {"seed": 0})
+    loaded, _, _ = finetune_saving.load(target)
+    assert held_out_loss(loaded, taught, kept) == pytest.approx(held_out_loss(model, taught, kept), rel=1e-2)  # 16 bits
+    without, _ = build(replace(config, slice_attention=""))
+    drawn = taught.pack([taught.rows[0]])
+    one, other = (
+        float(answer_loss(m, drawn, kept.take(["p0"]))["nll"].detach()) for m in (build(config)[0], without)
+    )
+    assert (one == other) == (kind == "MSSA")  # MSSA starts as nothing
 
 
 def test_merging_keeps_neighbours_together_and_loses_nothing():

@@ -2,9 +2,9 @@
 
 ``vlm-B-contour-small`` is encoder B, blue contours, the smallest decoder with LoRA. Behind the decoder's size may stand
 what else is different: ``-scratch``, a decoder that began with random weights and learnt whole; ``-blind``, a model
-that is shown blank pictures only; a projector of Med3DVLM's ablation; ``-longer``, three times as many steps;
-``-patients200``, fewer patients to learn from. Arms that differ in the condition alone are trained on the same
-questions in the same order.
+that is shown blank pictures only; a projector of Med3DVLM's ablation; slice attention, ``-SSA`` or ``-MSSA``;
+``-longer``, three times as many steps; ``-patients200``, fewer patients to learn from. Arms that differ in the
+condition alone are trained on the same questions in the same order.
 """
 
 import json
@@ -47,6 +47,7 @@ from ctvlm_lib.vlm.finetune import Finetuning
 from ctvlm_lib.vlm.lessons import Lesson, Lessons
 from ctvlm_lib.vlm.model import CtvlmModel
 from ctvlm_lib.vlm.projector import IN_THE_PAPER
+from ctvlm_lib.vlm.slice_attention import KINDS
 
 ENCODERS = ("A", "A-continued", "B")
 NO_REGION, BLANK_KEY = "the whole scan", "blank"
@@ -59,6 +60,8 @@ VARIANTS: dict[str, dict] = {
     "longer": {"projector_steps": 3 * ON_A_CPU.projector_steps, "lora_steps": 3 * ON_A_CPU.lora_steps},
     **{f"patients{n}": {"patients": n} for n in (100, 200, 400)},
     **{label: {"projector": name} for name, label in IN_THE_PAPER.items()},
+    **{kind: {"slice_attention": kind} for kind in KINDS},
+    "SSA-as-printed": {"slice_attention": "SSA", "slice_form": "as printed"},
 }
 DECODERS = (*ladder.SIZES, smollm2.ASSET)
 _OF_DECODER = {smollm2.ASSET: {"pictures": 4}}  # a step takes 20 times as long as the ladder's largest

@@ -26,6 +26,8 @@ class CtvlmConfig(PretrainedConfig):
         size_dhw_vox: the one size (D, H, W) of volumes; it fixes how many tokens the projector is built for.
         image_tokens: how many the projector gives, and so how many placeholders a sequence holds.
         image_token_id: id of the placeholder in the tokenizer.
+        slice_attention: options of :func:`ctvlm_lib.vlm.slice_attention.attach`, such as ``{"kind": "SSA"}``; None for
+            none.
         splice: ``"placeholders"`` puts image vectors where the placeholders are; ``"as released"`` one later than that
             where the tokenizer adds no BOS, which costs the question its first token.
         eos_token_id, pad_token_id: of generation; by default the decoder's.
@@ -49,6 +51,7 @@ class CtvlmConfig(PretrainedConfig):
         image_tokens: int = 256,
         image_token_id: int = 0,
         splice: str = "placeholders",
+        slice_attention: Mapping | None = None,
         eos_token_id: int | Sequence[int] | None = None,
         pad_token_id: int | None = None,
         **others,
@@ -59,6 +62,7 @@ class CtvlmConfig(PretrainedConfig):
         self.size_dhw_vox = tuple(int(n) for n in size_dhw_vox)
         self.image_tokens, self.image_token_id = int(image_tokens), int(image_token_id)
         self.splice = splice
+        self.slice_attention = None if slice_attention is None else dict(slice_attention)
         eos = self.decoder.eos_token_id if eos_token_id is None else eos_token_id
         pad = self.decoder.pad_token_id if pad_token_id is None else pad_token_id
         if pad is None:  # what a padded position holds is never attended

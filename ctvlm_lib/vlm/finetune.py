@@ -53,6 +53,8 @@ class Finetuning:
         report_weight: of the loss on reports, which have a mean of their own: they are ten times as long as answers.
         blind: every picture is blank: what the words alone teach.
         rank, alpha, dropout, targets, train_norms: of :func:`ctvlm_lib.vlm.lora.with_lora`.
+        slice_attention: "", "SSA" or "MSSA", see :mod:`ctvlm_lib.vlm.slice_attention`; it learns in both stages.
+            slice_form: "as meant" or "as printed". slice_blocks: k, in front of how many blocks.
         from_scratch: a decoder with random weights, of which all learn, in one stage of both stages' steps.
         focal_gamma: γ of the focal loss on closed answers, which then has a mean of its own beside that of the open
             ones; None takes one mean negative log-likelihood over all answers' tokens.
@@ -82,6 +84,9 @@ class Finetuning:
     dropout: float = 0.05
     targets: str = "attention + MLP"
     train_norms: bool = False
+    slice_attention: str = ""
+    slice_form: str = "as meant"
+    slice_blocks: int = 2
     from_scratch: bool = False
     focal_gamma: float | None = None
     l2: float = 0.0
@@ -148,9 +153,12 @@ def build(config: Finetuning, folder: str | Path = checkpoints.FOLDER) -> tuple[
         decoder = ladder.build(config.decoder, config.seed)
     tokenizer = with_placeholder(tokenizer)
     options = dict(config.projector_options)
+    slices = {"kind": config.slice_attention, "form": config.slice_form, "first": config.slice_blocks,
+              "seed": config.seed}  # fmt: skip
     parts = CtvlmConfig(
         encoder.config, decoder.config, config.projector, options, size_dhw_vox=SIZE_DHW_VOX,
         image_token_id=tokenizer.convert_tokens_to_ids(PLACEHOLDER),
+        slice_attention=slices if config.slice_attention else None,
     )  # fmt: skip
     low, high = parts.streams()
     with torch.random.fork_rng(devices=[]):

@@ -13,6 +13,7 @@ from ctvlm_lib.vlm.config import CtvlmConfig, count_image_tokens, encoder_classe
 from ctvlm_lib.vlm.features import Features, WeightsId, refuse_nan
 from ctvlm_lib.vlm.generation import Answering
 from ctvlm_lib.vlm.saving import SavedModel
+from ctvlm_lib.vlm.slice_attention import SliceAttention, attach
 from ctvlm_lib.vlm.splice import image_positions, splice_embeddings
 
 
@@ -59,6 +60,9 @@ class CtvlmModel(Answering, SavedModel):
                 f" {config.hidden_size}; give the configuration of this decoder"
             )
         config.encoder, config.decoder = self.encoder.config, self.decoder.config
+        self.slice_attention: SliceAttention | None = None
+        if config.slice_attention is not None:
+            self.slice_attention = attach(self.decoder, **config.slice_attention)
         self._encoder_id = WeightsId()
         self.post_init()
 
@@ -149,12 +153,17 @@ class CtvlmModel(Answering, SavedModel):
         if images is None and features is None:
             if bool((input_ids == config.image_token_id).any()):
                 raise BadInput("the sequence holds placeholders, but neither images nor features were given; add one")
+            if self.slice_attention is not None:
+                self.slice_attention.image_at(None)
             return table(input_ids)
         if images is not None and features is not None:
             raise BadInput("both images and features were given; give the volumes, or what the encoder made of them")
         positions = image_positions(
             input_ids, config.image_token_id, config.image_tokens, config.splice, attention_mask
         )
+        if self.slice_attention is not None:
+            told = attention_mask if attention_mask is not None and attention_mask.ndim == 2 else None
+            self.slice_attention.image_at(positions, told)
         image = self.project(self.image_features(images) if features is None else features)
         return splice_embeddings(table(input_ids.masked_fill(positions, 0)), positions, image)
 

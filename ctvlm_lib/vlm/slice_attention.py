@@ -8,7 +8,8 @@ The contour paper prints two modules and leaves much open. What is decided here,
 - **Where.** Block i reads x + SSA(x at text, x at image), x being what block i was about to read; i < k. k isn't given.
 - **Widths.** Both streams have the decoder's width there; (2) has no weights.
 - **Who sees whom (MSSA).** A word sees the image and the words up to itself; an image vector sees all image vectors and
-  no word behind the image's beginning. So no word learns of a later one.
+  no word behind the image's beginning. So no word learns of a later one. Where the decoder is given a mask of its own
+  (rows that pack many questions behind one image), words see what that mask lets them see.
 - **R** is added between two image vectors, by the difference of their slices; words have no slice and get none.
 - **Slices.** "Slice embeddings from DCFormer" are, behind the projector, image vectors. The mixer's have no slice left,
   as it mixes tokens; by default each vector counts as one. A perceptron keeps the grid: give ``slices``.
@@ -95,7 +96,8 @@ class SliceAttention(nn.Module):
             cache = kwargs.get("past_key_values")
             past = 0 if cache is None else cache.get_seq_length(number)
             memory = None if cache is None else memory_in(cache, number, self.total, self._memory)
-            hidden = hidden + self.blocks[number](hidden, self._where, past, memory)
+            mask = kwargs.get("attention_mask")
+            hidden = hidden + self.blocks[number](hidden, self._where, past, memory, mask)
             return ((hidden, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": hidden})
 
         return before
@@ -164,13 +166,19 @@ class _Block(nn.Module):
                 f" slices={int(where.slices.max()) + 1}"
             )
 
-    def forward(self, hidden: Tensor, where: Where, past: int, memory: Memory | None) -> Tensor:
+    def forward(
+        self, hidden: Tensor, where: Where, past: int, memory: Memory | None, mask: Tensor | None = None
+    ) -> Tensor:
         """The addition to ``hidden`` ``(B, n, width)``, in front of which ``past`` tokens lie in the cache."""
         batch, length = len(hidden), past + hidden.shape[1]
         image = where.image(batch, length, hidden.device)
         if self.heads is None:
             return self._ssa(hidden, image, where.count, past, memory)
-        seen = seen_by(image, where.attended(batch, length, hidden.device), past)
+        attended = where.attended(batch, length, hidden.device)
+        seen = seen_by(image, attended, past)
+        if mask is not None and mask.ndim == 4:  # the decoder's own: (B, 1, n, m), bool or 0 and −∞
+            free = mask[:, 0] if mask.dtype == torch.bool else mask[:, 0] > -1
+            seen = seen & (free | (image[:, past:, None] & image[:, None]))
         return self.heads(hidden, seen, where.slice_of(image), memory)
 
     def _ssa(self, hidden: Tensor, image: Tensor, count: int, past: int, memory: Memory | None) -> Tensor:
