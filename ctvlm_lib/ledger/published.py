@@ -90,9 +90,9 @@ def table(name: str) -> tuple[Published, ...]:
     by_lower = {known.lower(): known for known in there}
     known = by_lower.get(name.lower().replace("-", "."))
     if known is None:
-        like = get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)
-        papers = [one for one in there if one.split(".")[0] == name.lower().split(".")[0]]
-        offered = [by_lower[one] for one in like] or papers or list(there)
+        like = [by_lower[one] for one in get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)]
+        of_paper = [one for one in there if one.split(".")[0] == name.lower().split(".")[0]]
+        offered = of_paper or like or there
         raise BadInput(f"no published table is called {name!r}; did you mean {', '.join(offered)}?")
     return tuple(cell for cell in load() if cell.name == known)
 
