@@ -56,6 +56,12 @@ def score_closed(table: pd.DataFrame) -> pd.DataFrame:
     return closed
 
 
+def exactly_right(table: pd.DataFrame) -> pd.Series:
+    """1 where an open answer is the truth but for case, outer blanks and a full stop at the end."""
+    said, true = (table[name].str.strip().str.rstrip(".").str.lower() for name in ("answer", "truth"))
+    return (said == true).astype(float)
+
+
 def accuracy_table(scored: pd.DataFrame, by: Sequence[str] = ("kind",)) -> pd.DataFrame:
     """Count right answers of each group.
 

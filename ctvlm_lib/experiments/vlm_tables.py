@@ -15,7 +15,7 @@ import pandas as pd
 
 from ctvlm_lib.alignment.arm_tables import RESULTS
 from ctvlm_lib.errors import BadInput
-from ctvlm_lib.evaluate.choice import score_closed
+from ctvlm_lib.evaluate.choice import exactly_right, score_closed
 from ctvlm_lib.evaluate.intervals import bootstrap_of_sums, patient_bootstrap
 from ctvlm_lib.evaluate.text import TextStatistics, text_statistics
 from ctvlm_lib.experiments import answers
@@ -144,12 +144,6 @@ def by_kind(arms: Sequence[ArmAnswers], form: str = "closed", stratum: str = "na
         rows.append({"encoder": arm.encoder, "decoder": arm.decoder, "condition": arm.condition,
                      "variant": arm.variant, "seed": arm.seed} | means.to_dict())  # fmt: skip
     return pd.DataFrame(rows)
-
-
-def exactly_right(table: pd.DataFrame) -> pd.Series:
-    """1 where an open answer is the truth but for case, outer blanks and a full stop at the end."""
-    said, true = (table[name].str.strip().str.rstrip(".").str.lower() for name in ("answer", "truth"))
-    return (said == true).astype(float)
 
 
 def pooled_kinds(fixed: dict, form: str) -> tuple[str, ...]:
