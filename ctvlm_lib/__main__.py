@@ -16,6 +16,8 @@ COMMANDS = {
     "run": ("ctvlm_lib.workbook", "run the notebooks end to end and write the report page"),
     "arm": ("ctvlm_lib.arm_command", "train, score and store one arm of a table"),
     "train": ("ctvlm_lib.train_command", "train again a network that ships with the workbook"),
+    "verify": ("ctvlm_lib.ledger.verify_command", "compute stored tables again from the stored predictions"),
+    "archive": ("ctvlm_lib.ledger.packed_results", "pack the stored results, so that they can be verified elsewhere"),
     "render": ("ctvlm_lib.prompt.command", "draw a visual prompt (contour, box) into a CT and save it"),
     "app": ("ctvlm_lib.explore", "open the prompt explorer in the browser"),
 }
