@@ -18,6 +18,8 @@ COMMANDS = {
     "train": ("ctvlm_lib.train_command", "train again a network that ships with the workbook"),
     "verify": ("ctvlm_lib.ledger.verify_command", "compute stored tables again from the stored predictions"),
     "archive": ("ctvlm_lib.ledger.packed_results", "pack the stored results, so that they can be verified elsewhere"),
+    "table": ("ctvlm_lib.ledger.table_command", "print a published table beside ours, e.g. dualbox.T1"),
+    "ledger": ("ctvlm_lib.ledger.ledger_command", "count and write every published number beside ours"),
     "render": ("ctvlm_lib.prompt.command", "draw a visual prompt (contour, box) into a CT and save it"),
     "app": ("ctvlm_lib.explore", "open the prompt explorer in the browser"),
 }

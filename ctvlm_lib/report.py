@@ -26,19 +26,34 @@ def build(folder: Path) -> Path:
     Raises:
         BadInput: the folder has no run.json, or can't be written to.
     """
-    import jinja2
-
     try:
         record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BadInput(f"{folder} holds no run.json that can be read; run the notebooks first") from error
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string((Path(__file__).parent / "report_page.html").read_text(encoding="utf-8"))
     notebooks = [_section(folder, number, entry) for number, entry in sorted(record["notebooks"].items())]
-    page = template.render(record=record, facts=_facts(record), notebooks=notebooks, max_rows=MAX_ROWS)
-    with atomic_path(folder / "report" / "index.html") as partial:
+    ledger = "ledger.html" if (folder / "report" / "ledger.html").is_file() else ""
+    return write_page(
+        folder / "report" / "index.html", Path(__file__).parent / "report_page.html", record=record,
+        facts=_facts(record), notebooks=notebooks, max_rows=MAX_ROWS, ledger=ledger,
+    )  # fmt: skip
+
+
+def write_page(path: Path, template: Path, **values) -> Path:
+    """Fill a page's template and write it, whole or not at all; ``style`` is the report's style sheet.
+
+    Args:
+        path: of the page. template: of jinja2; what is put into it is escaped.
+        values: by the names that the template has for them.
+    """
+    import jinja2
+    import markupsafe
+
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    style = markupsafe.Markup((Path(__file__).parent / "report_style.css").read_text(encoding="utf-8"))
+    page = environment.from_string(template.read_text(encoding="utf-8")).render(style=style, **values)
+    with atomic_path(path) as partial:
         partial.write_text(page, encoding="utf-8")
-    return folder / "report" / "index.html"
+    return path
 
 
 def _section(folder: Path, number: str, entry: dict) -> dict:

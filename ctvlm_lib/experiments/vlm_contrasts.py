@@ -65,6 +65,13 @@ def measure(
     return found
 
 
+def decoders(contrast: Contrast, arms: Sequence[ArmAnswers], encoder: str = "B") -> dict[int, tuple[str, ...]]:
+    """Which sizes a contrast over all decoders could be measured with: seed → the left sides' decoders."""
+    own = [arm for arm in arms if arm.encoder == encoder]
+    pairs = {seed: _pairs([a for a in own if a.seed == seed], *contrast.sides) for seed in {a.seed for a in own}}
+    return {seed: tuple(left.decoder for left, _ in those) for seed, those in sorted(pairs.items()) if those}
+
+
 def judged(
     arms: Sequence[ArmAnswers], asked: Asked, profile: str, encoder: str = "B", only: Iterable[Contrast] | None = None
 ) -> pd.DataFrame:

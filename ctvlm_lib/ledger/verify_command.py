@@ -155,13 +155,15 @@ def _summary(found, under, new) -> list[str]:
 
 def _write(results: Path, listed, new) -> None:
     """Tables first, the list last: what isn't listed yet is simply listed by the next call."""
-    from ctvlm_lib.ledger import stored_tables, sums
+    from ctvlm_lib.ledger import rows, stored_tables, sums
 
     listed = dict(listed)
     for folder in new:
         if folder.table:
             with atomic_path(results / folder.name / stored_tables.NAME) as partial:
                 partial.write_bytes(folder.table.encode())
+        if folder.name.startswith("vlm-"):
+            rows.store_scores(results / folder.name)
         listed |= sums.of(results / folder.name)
     if listed != sums.read(results):
         sums.write(results, listed)

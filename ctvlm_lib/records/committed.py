@@ -6,7 +6,7 @@ protocol and the list of contrasts have to stand in the last commit as they stan
 
 import hashlib
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ctvlm_lib.errors import BadInput
@@ -25,6 +25,20 @@ class Committed:
     commit: str
 
 
+def as_it_stands(files: tuple[Path, ...] = FILES) -> Committed:
+    """Version and hash of the protocol on disk, committed or not.
+
+    Raises:
+        BadInput: a file is missing.
+    """
+    digest = hashlib.sha256()
+    for path in files:
+        if not path.is_file():
+            raise BadInput(f"there is no {path.name}; the test split is scored under a committed protocol only")
+        digest.update(path.read_bytes())
+    return Committed(protocol.load(files[0]).content["version"], digest.hexdigest(), "")
+
+
 def check_committed(files: tuple[Path, ...] = FILES) -> Committed:
     """Refuse to go on unless the protocol is committed as it stands.
 
@@ -37,15 +51,10 @@ def check_committed(files: tuple[Path, ...] = FILES) -> Committed:
     Raises:
         BadInput: a file is missing, not in the last commit, or changed since.
     """
-    digest = hashlib.sha256()
-    for path in files:
-        if not path.is_file():
-            raise BadInput(f"there is no {path.name}; the test split is scored under a committed protocol only")
-        digest.update(path.read_bytes())
-    version = protocol.load(files[0]).content["version"]
+    standing = as_it_stands(files)
     home = files[0].resolve().parent
     if _git(home, "rev-parse", "--is-inside-work-tree") != "true":
-        return Committed(version, digest.hexdigest(), "")
+        return standing
     for path in files:
         if _git(home, "ls-files", "--error-unmatch", str(path)) is None:
             raise BadInput(f"{path.name} isn't in the repository yet; commit it before the test split is scored")
@@ -54,7 +63,7 @@ def check_committed(files: tuple[Path, ...] = FILES) -> Committed:
                 f"{path.name} differs from the last commit; commit the change, with a new version and the reason,"
                 " before the test split is scored"
             )
-    return Committed(version, digest.hexdigest(), _git(home, "rev-parse", "HEAD") or "")
+    return replace(standing, commit=_git(home, "rev-parse", "HEAD") or "")
 
 
 def _git(folder: Path, *words: str) -> str | None:

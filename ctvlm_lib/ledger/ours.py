@@ -1,0 +1,192 @@
+"""What of ours stands beside a published number: which quantity it is, and its value from the stored answers.
+
+Seeds are shown by their mean; the interval reaches from the lowest to the highest end of all seeds' intervals over
+patients. Nothing is trained here, and nothing is averaged over arms.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ctvlm_lib.alignment.arm_tables import RESULTS, name_and_seed
+from ctvlm_lib.errors import BadInput
+from ctvlm_lib.evaluate.intervals import Interval, bootstrap_of_sums
+from ctvlm_lib.experiments import asked, vlm_tables
+from ctvlm_lib.experiments.vlm_tables import ArmAnswers
+from ctvlm_lib.ledger import decoder_sizes, stored_scores
+from ctvlm_lib.ledger.quantities import Quantity, Recall, Score, Size
+from ctvlm_lib.records import protocol
+from ctvlm_lib.records.committed import as_it_stands
+
+ANSWERS, TABLE = "test.npz", "test.csv"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A value of ours.
+
+    Attributes:
+        value, low, high: in the published unit; the ends are NaN of what is counted.
+        n, patients: how many answers, of how many patients.
+        seeds: of training. arm, profile, commits: where it comes from.
+    """
+
+    value: float
+    low: float = float("nan")
+    high: float = float("nan")
+    n: int = 0
+    patients: int = 0
+    seeds: tuple[int, ...] = ()
+    arm: str = ""
+    profile: str = ""
+    commits: tuple[str, ...] = ()
+
+
+@dataclass
+class Results:
+    """Stored answers of finished arms, read once.
+
+    Args:
+        roots: folders with a folder for each arm and seed; what a later one has replaces an earlier one's.
+        stored: whether the scores that lie beside the answers are taken, while they belong to these answers.
+    """
+
+    roots: Sequence[str | Path] = (RESULTS,)
+    stored: bool = True
+    _read: dict = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def asked(self) -> asked.Asked:
+        """The test split's questions."""
+        return asked.load(asked.path_of("test"))
+
+    def folders(self, arm: str) -> dict[int, Path]:
+        """Seed → folder of a finished arm's results.
+
+        Raises:
+            BadInput: a folder without its record or answers: the arm is half finished.
+        """
+        found = {}
+        for path in (path for root in self.roots for path in sorted(Path(root).glob(f"{arm}*"))):
+            name, seed = name_and_seed(path.name)
+            if name == arm and path.is_dir():
+                wanted = ("record.json", ANSWERS if arm.startswith("vlm-") else TABLE)
+                lost = [one for one in wanted if not (path / one).is_file()]
+                if lost:
+                    raise BadInput(f"{path.name} is half finished: {lost[0]} isn't there; run `ctvlm arm {arm}"
+                                   f" --seed {seed}` again, or take the folder away")  # fmt: skip
+                found[seed] = path
+        return found
+
+    def record(self, path: Path) -> dict:
+        """A folder's record."""
+        return json.loads((path / "record.json").read_text(encoding="utf-8"))
+
+    def answers(self, path: Path) -> ArmAnswers:
+        """A vision–language arm's answers, scored.
+
+        Raises:
+            BadInput: answers under another protocol; the sentence says what differs.
+        """
+        if path.name not in self._read:
+            check_protocol(path.name, self.record(path))
+            self._read[path.name] = vlm_tables.read(path, self.asked)
+        return self._read[path.name]
+
+    def measure(self, quantity: Quantity) -> Measured | None:
+        """The value of a quantity, None where no arm of it has finished.
+
+        Raises:
+            BadInput: a half-finished arm, or one under another protocol.
+        """
+        if isinstance(quantity, Size):
+            return Measured(decoder_sizes.parameters(quantity.decoder) / 1e9)
+        folders = self.folders(quantity.arm)
+        one = self._score if isinstance(quantity, Score) else self._recall
+        found = {seed: interval for seed, path in sorted(folders.items()) if (interval := one(quantity, path))}
+        if not found:
+            return None
+        records = [self.record(folders[seed]) for seed in found]
+        every = list(found.values())
+        return Measured(
+            value=float(np.mean([i.value for i in every])), low=min(i.low for i in every),
+            high=max(i.high for i in every), n=every[0].n, patients=every[0].patients, seeds=tuple(found),
+            arm=quantity.arm, profile=records[0].get("profile", ""), commits=_commits(records),
+        )  # fmt: skip
+
+    def _score(self, quantity: Score, path: Path) -> Interval | None:
+        key = (quantity, path.name)
+        if key not in self._read:
+            kept = stored_scores.read(path) if self.stored else {}
+            self._read |= {(one, path.name): interval for one, interval in kept.items()}
+        if key not in self._read:
+            self._read[key] = score(self.answers(path), quantity)
+        return self._read[key]
+
+    def _recall(self, quantity: Recall, path: Path) -> Interval | None:
+        rows = pd.read_csv(path / TABLE)
+        same = (rows["direction"] == quantity.direction) & (rows["gallery"] == quantity.gallery)
+        rows = rows[same & (rows["k"] == quantity.k)]
+        if rows.empty:
+            return None
+        row = rows.iloc[0]
+        recall = (100 * float(row[name]) for name in ("recall", "low", "high"))
+        return Interval(*recall, n=int(row["queries"]), patients=int(row["queries"]))
+
+
+def score(arm: ArmAnswers, quantity: Score) -> Interval | None:
+    """One arm's score with its interval over patients, 0–100; None where it wasn't asked such questions."""
+    rows = arm.rows(quantity.form, quantity.kinds, "named")
+    if rows.empty:
+        return None
+    sums, of_sums = _sums(arm, rows, quantity)
+    if quantity.mean:
+        sums, of_sums = _by_kind(sums, of_sums, rows["kind"].tolist())
+    metrics = protocol.load().content["metrics"]
+    return bootstrap_of_sums(sums, rows["patient"].tolist(), of_sums, confidence=metrics["confidence"],
+                             resamples=metrics["resamples"])  # fmt: skip
+
+
+def check_protocol(label: str, record: dict) -> None:
+    """Raise BadInput if an arm answered under another protocol than the one that stands in the project."""
+    its, mine = record.get("protocol"), as_it_stands()
+    if isinstance(its, dict) and its.get("sha256") != mine.sha256:
+        what = "version" if its.get("version") != mine.version else "sha256"
+        raise BadInput(
+            f"{label} answered under another protocol: {what} {its.get(what)} instead of {getattr(mine, what)}; run the"
+            " arm again under this one"
+        )
+
+
+def _sums(arm: ArmAnswers, rows: pd.DataFrame, quantity: Score) -> tuple[np.ndarray, Callable]:
+    if quantity.metric == "accuracy":
+        return np.stack([100 * rows["correct"].to_numpy(), np.ones(len(rows))], axis=1), _ratio
+    return arm.statistics(rows, [quantity.metric]).sums(quantity.metric)
+
+
+def _ratio(sums: np.ndarray) -> np.ndarray:
+    return sums[..., 0] / sums[..., 1]
+
+
+def _by_kind(sums: np.ndarray, of_sums: Callable, kinds: Sequence[str]) -> tuple[np.ndarray, Callable]:
+    """Sums in a block of columns for each kind, and the plain mean over the blocks' statistics."""
+    names, width = sorted(set(kinds)), sums.shape[1]
+    blocks = np.zeros((len(sums), len(names) * width))
+    for row, kind in enumerate(kinds):
+        first = names.index(kind) * width
+        blocks[row, first : first + width] = sums[row]
+
+    def mean(total: np.ndarray) -> np.ndarray:
+        parts = [of_sums(total[..., k * width : (k + 1) * width]) for k in range(len(names))]
+        return np.mean(parts, axis=0)
+
+    return blocks, mean
+
+
+def _commits(records: Sequence[dict]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(str(record.get("commit", ""))[:7] for record in records if record.get("commit")))

@@ -1,0 +1,151 @@
+"""Where each published number stands: what it would take to have it, and which quantity of ours stands beside it.
+
+    exact           counted here: parameters, tokens, shapes; has to agree, or the note says why not
+    analogue        the same quantity on phantoms: other images, other words, smaller models; levels can't be compared,
+                    differences are judged as contrasts
+    data            needs the real data set, and often released weights: profile ``paper``
+    not computable  another group's system, or something that can't be done with what the paper says
+    lost            the number is lost in the source text
+
+An analogue whose arm isn't trained yet, or whose part isn't built yet, is still one; its status says so.
+"""
+
+import re
+from dataclasses import dataclass, replace
+
+from ctvlm_lib.alignment import arms as pretraining
+from ctvlm_lib.evaluate.text_papers import variant_for
+from ctvlm_lib.experiments.vlm_arms import ARMS
+from ctvlm_lib.ledger.published import Published
+from ctvlm_lib.ledger.quantities import Quantity, Recall, Score, Size
+
+EXACT, ANALOGUE, DATA, NOT, LOST = KINDS = ("exact", "analogue", "data", "not computable", "lost in the source text")
+SIZES = {"0.5B": "small", "1.5B": "middle", "3B": "large"}
+PROMPTS = {
+    "no prompt": "none", "contour (VISTA-Prompt)": "contour", "positive box only": "box", "dual-polarity boxes": "dual",
+}  # fmt: skip
+BATCH = 32  # of the pretraining arms that stand in the ledger; the paper's is 64 on each GPU
+PROJECTOR = "2xMLP-Mixer-H"  # Med3DVLM's own
+POOLED = {"closed": ("presence", "abnormality", "location", "size"), "open": ("abnormality", "location", "size")}
+MED3DVLM_KINDS = ("phase", "abnormality", "location")
+GALLERIES = (50, 100, 200, 300)  # what the pretraining arms are scored at; the test split has 300 patients
+
+_OTHER = "another group's system; the number is quoted, and its weights and settings aren't part of this workbook"
+_PMC = "PMC-VQA's figures are two-dimensional and have no masks, so there is nothing to draw a box from"
+_PLANE = "every phantom is axial, so that there is nothing to ask; needs M3D-VQA"
+_ORGAN = "asks which structure is meant, and without a prompt nothing tells on phantoms; needs M3D-VQA"
+_BERT = "BERTScore needs roberta-large from a hub; the workbook's MiniLM similarity is another quantity"
+_NO_NUMBER = "the paper prints no number here"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a published number stands.
+
+    Attributes:
+        kind: of KINDS.
+        quantity: of ours that stands beside it, None if there is none or none yet.
+        why: what the kind comes from, and what differs.
+        notebook: where it is shown, e.g. "70"; "" if nowhere.
+        command: that makes ours, or "" where there is none.
+        built: whether the library has what the quantity needs.
+    """
+
+    kind: str
+    quantity: Quantity | None = None
+    why: str = ""
+    notebook: str = ""
+    command: str = ""
+    built: bool = True
+
+
+def place(cell: Published) -> Place:
+    """Where a published number stands; every cell of ``paper_tables.csv`` has exactly one place."""
+    if cell.value is None:
+        lost = "lost in OCR" in cell.note or cell.note.startswith(("UNVERIFIED", "UNCERTAIN"))
+        missing = lost and "no number printed" not in cell.note
+        return Place(LOST, why=cell.note) if missing else Place(NOT, why=_NO_NUMBER)
+    return _with_command(_PAPERS[cell.paper](cell))
+
+
+def _prompts(cell: Published) -> Place:
+    """The contour and the dual-box paper's tables."""
+    if cell.row.startswith("Med3DVLM-7B"):
+        return Place(DATA, why="needs the released 7 B weights and RadGenome-ChestCT; " + cell.note, built=False)
+    if cell.paper == "dualbox" and cell.group == "PMC-VQA":
+        return Place(NOT, why=_PMC)
+    size, prompt = re.fullmatch(r"Qwen2\.5-(\S+) \+ (.+)", cell.row).groups()
+    form = "report" if cell.group.startswith("report") else "closed" if cell.column == "accuracy" else "open"
+    score = Score(PROMPTS[prompt], SIZES[size], form=form, metric=cell.column, kinds=POOLED.get(form, ("report",)))
+    return Place(ANALOGUE, score, f"the ladder's {SIZES[size]} decoder stands for {size}, phantoms for the data set",
+                 "70")  # fmt: skip
+
+
+def _med3dvlm(cell: Published) -> Place:
+    if cell.table in ("T1", "T5"):
+        return _retrieval(cell)
+    variant = PROJECTOR if cell.row == "Med3DVLM (Ours)" else cell.row
+    if cell.table in ("T2", "T3", "T4") and variant != PROJECTOR:
+        return Place(NOT, why=_OTHER)
+    kind = cell.condition.removeprefix("question type ").lower()
+    if cell.column == "BERTScore" or kind in ("plane", "organ"):
+        why = _BERT if cell.column == "BERTScore" else {"plane": _PLANE, "organ": _ORGAN}[kind]
+        return Place(DATA, why=why, built=False)
+    form = "report" if cell.group.endswith("report generation") else "closed" if "closed" in cell.group else "open"
+    kinds = ("report",) if form == "report" else MED3DVLM_KINDS if kind == "mean" else (kind,)
+    metric = "accuracy" if form == "closed" else variant_for("med3dvlm")[cell.column]
+    score = Score("none", "small", variant, form, metric, kinds, mean=kind == "mean")
+    why = "no prompt, the ladder's smallest decoder with this projector; phantoms for M3D"
+    return Place(ANALOGUE, score, why + (": mean over phase, abnormality and location" if kind == "mean" else ""), "70")
+
+
+def _retrieval(cell: Published) -> Place:
+    encoder = {"ViT3D CLIP": "vit3d-clip", "DCFormer CLIP": "dcformer-clip"}.get(cell.row)
+    encoder = "dcformer-siglip" if cell.row.startswith("Med3DVLM") else encoder
+    if encoder is None:
+        return Place(NOT, why=_OTHER)
+    gallery, k = int(cell.condition.split()[-1]), int(cell.column.removeprefix("R@"))
+    direction = "text→image" if "text-to-image" in cell.group else "image→text"
+    if gallery not in GALLERIES:
+        why = f"{gallery:,} candidates are more than the cohort's 300 test patients; needs M3D-Cap"
+        return Place(DATA, why=why, command=f"ctvlm arm {encoder} --profile paper --data M3D_CAP")
+    return Place(ANALOGUE, Recall(f"{encoder}-{BATCH}", direction, gallery, k),
+                 f"phantoms for M3D-Cap, batches of {BATCH}; equal reports count as one", "50")  # fmt: skip
+
+
+def _medvista3d(cell: Published) -> Place:
+    ours = cell.row.startswith(("MedVista3D", "+ ", "Global Alignment", "mask pooling")) or cell.row == "CLIP"
+    if not ours:
+        return Place(NOT, why=_OTHER)
+    if "UniMISS" in cell.row:
+        return Place(DATA, why="needs UniMISS's weights and CT-RATE", built=False)
+    return Place(ANALOGUE, why="phantoms for CT-RATE; the dual-pathway encoder isn't built yet", built=False)
+
+
+def _uvlm(cell: Published) -> Place:
+    if cell.table == "T1":
+        named = re.search(r"LD=([^;]+)", cell.note)[1]
+        if cell.row.startswith("U-VLM"):
+            why = "8 blocks, 512 wide, and Qwen3's words, which are three quarters of it"
+            return Place(EXACT, Size("U-VLM decoder"), why)
+        why = "the paper prints what the model's name says" if named == "LLaMA-3.1-70B" else "printed without decimals"
+        return Place(EXACT, Size(named), f"counted from the shape of {named}; {why}")
+    if cell.table == "T2" and not cell.row.startswith("U-VLM") or cell.row.startswith(("M3D", "RadFM")):
+        return Place(NOT, why=_OTHER)
+    if cell.row.startswith("nnU-Net"):
+        return Place(DATA, why="needs nnU-Net's training on AbdomenAtlas 3.0", built=False)
+    if "decoder Q4B" in cell.condition:
+        return Place(DATA, why="needs Qwen3-4B and the real data sets", built=False)
+    return Place(ANALOGUE, why="phantoms for CT-RATE and AbdomenAtlas; the U-Net isn't built yet", built=False)
+
+
+_PAPERS = {"contour": _prompts, "dualbox": _prompts, "med3dvlm": _med3dvlm, "medvista3d": _medvista3d, "uvlm": _uvlm}
+
+
+def _with_command(made: Place) -> Place:
+    arm = getattr(made.quantity, "arm", "")
+    if not arm or made.command:
+        return made
+    if arm not in ARMS and arm not in pretraining.ARMS:
+        raise KeyError(f"{arm} is no arm of the library")
+    return replace(made, command=f"ctvlm arm {arm}")

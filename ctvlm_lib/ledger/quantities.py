@@ -1,0 +1,57 @@
+"""What of ours may stand beside a published number."""
+
+from dataclasses import dataclass
+
+ENCODER = "B"  # whose arms stand in the ledger: the protocol's first
+
+
+@dataclass(frozen=True)
+class Score:
+    """A score of the trained vision–language models on the test split: questions that name their region, or have none.
+
+    Attributes:
+        condition, decoder, variant: of the arm.
+        form: "closed", "open" or "report". metric: "accuracy" of closed answers, else a text metric's name.
+        kinds: of question, () for all. mean: the plain mean over the kinds, instead of every question alike.
+    """
+
+    condition: str
+    decoder: str
+    variant: str = ""
+    form: str = "closed"
+    metric: str = "accuracy"
+    kinds: tuple[str, ...] = ()
+    mean: bool = False
+
+    @property
+    def arm(self) -> str:
+        """Name of its arm."""
+        return "-".join(filter(None, ("vlm", ENCODER, self.condition, self.decoder, self.variant)))
+
+
+@dataclass(frozen=True)
+class Recall:
+    """Recall of reports or volumes of a pretrained encoder, in %.
+
+    Attributes:
+        arm: of pretraining. direction: "image→text" or "text→image". gallery: candidates. k: how many may be named.
+    """
+
+    arm: str
+    direction: str
+    gallery: int
+    k: int
+
+
+@dataclass(frozen=True)
+class Size:
+    """Parameters of a decoder, 10⁹.
+
+    Attributes:
+        decoder: of :data:`ctvlm_lib.ledger.decoder_sizes.NAMES`.
+    """
+
+    decoder: str
+
+
+Quantity = Score | Recall | Size

@@ -1,0 +1,100 @@
+"""``ctvlm table PAPER.TABLE``: a published table beside ours, and what it takes to have the rest."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ctvlm_lib.alignment.arm_tables import RESULTS, of_seed
+from ctvlm_lib.errors import atomic_path
+from ctvlm_lib.ledger import published
+from ctvlm_lib.run import check_profile, run_folder
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MORE = """\
+profiles:
+  quick   (default) from the answers that ship with the workbook; beside it what `make run` left here, if it did
+  full    first trains the arms of this table that are missing, one after the other (hours on a CPU; can be stopped
+          and taken up again)
+  paper   which commands ask for the real data and weights
+"""
+QUICK = {"contour.T1": "70_quick_contour_T1.csv", "dualbox.T1": "70_quick_dualbox_T1.csv"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``ctvlm table``."""
+    parser.formatter_class, parser.epilog = argparse.RawDescriptionHelpFormatter, MORE
+    parser.add_argument("name", nargs="?", metavar="PAPER.TABLE", help="e.g. dualbox.T1; without it, the list")
+    parser.add_argument("--profile", default="quick", help="quick (default), full or paper")
+    parser.add_argument("--out", default="", metavar="DIR", help="output folder (default: $CTVLM_OUT, else out)")
+
+
+def command(args: argparse.Namespace) -> int:
+    """Run ``ctvlm table``."""
+    check_profile(args.profile)
+    if not args.name:
+        print(_list())
+        return 0
+    cells = published.table(args.name)
+    import pandas as pd
+
+    from ctvlm_lib.ledger import rows, table_text, verdicts  # these bring the models along, which takes seconds
+    from ctvlm_lib.ledger.ours import Results
+
+    name, title, home = cells[0].name, cells[0].title, run_folder(args.profile, args.out)
+    results = Results((RESULTS, run_folder("full", args.out) / "results"))
+    if args.profile == "full":
+        train_missing(rows.ledger(cells, results), home)
+        results = Results(results.roots)
+    found = rows.ledger(cells, results)
+    print(table_text.text(name, title, found, verdicts.verdicts(cells[0].paper, results)))
+    if args.profile == "paper":
+        print(_commands(found))
+    smoke = home / "tables" / QUICK.get(name, "-")
+    if smoke.is_file():
+        print(f"\nThis machine's own smoke test (one seed, minutes of training; judges nothing), {smoke.name}:")
+        print(pd.read_csv(smoke).to_string(index=False))
+    with atomic_path(home / "tables" / f"{name}.csv") as partial:
+        found.to_csv(partial, index=False)
+    print(f"\nwritten: {home / 'tables' / f'{name}.csv'}")
+    return 0
+
+
+def train_missing(found: "pd.DataFrame", home: Path) -> None:
+    """Train the arms whose answers a table lacks, each with the protocol's seeds, one after the other.
+
+    Args:
+        found: the table's rows.
+        home: ``DIR/full``; arms that lie in its ``results`` aren't trained again.
+    """
+    from ctvlm_lib.__main__ import main
+    from ctvlm_lib.ledger.ours import Results
+    from ctvlm_lib.records import protocol
+
+    wanted = [arm for arm in dict.fromkeys(found["arm"]) if arm]
+    results = Results((RESULTS, home / "results"))
+    jobs = [(arm, seed) for arm in wanted for seed in protocol.load().seeds("full") if seed not in results.folders(arm)]
+    for count, (arm, seed) in enumerate(jobs, start=1):
+        print(f"{count} of {len(jobs)}: {of_seed(arm, seed)}", flush=True)
+        code = main(["arm", arm, "--seed", str(seed), "--out", str(home.parent)])
+        if code:
+            raise SystemExit(code)
+
+
+def _list() -> str:
+    found = {name: published.table(name) for name in published.names()}
+    lines = [f"{name:15}{len(cells):4} numbers  {cells[0].title}" for name, cells in found.items()]
+    return "\n".join(lines)
+
+
+def _commands(found: "pd.DataFrame") -> str:
+    asked = found[found["kind"] == "data"]
+    if asked.empty:
+        return "\nNo number of this table asks for the real data set."
+    lines = ["", "With the real data:"]
+    lines += [f"    {one}" for one in sorted(set(asked["command"])) if one]
+    without = int((asked["command"] == "").sum())
+    if without:
+        lines.append(f"    {without} of {len(asked)} numbers have no command yet; the reasons stand above")
+    return "\n".join(lines)

@@ -1,0 +1,112 @@
+"""The primary contrasts of a paper, measured on stored answers and judged: what of its claims holds on the cohort."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ctvlm_lib.evaluate.paired import PairedDifference, paired_difference
+from ctvlm_lib.ledger import contrasts
+from ctvlm_lib.ledger.contrasts import Contrast
+from ctvlm_lib.ledger.ours import Results
+from ctvlm_lib.ledger.places import BATCH
+from ctvlm_lib.ledger.quantities import ENCODER
+from ctvlm_lib.records import protocol
+
+COLUMNS = ("name", "table", "metric", "stratum", "published", "difference", "low", "high", "p after Holm", "seeds",
+           "decoders", "detectable", "verdict")  # fmt: skip
+UNMEASURED = "not measured yet"
+
+
+def verdicts(paper: str, results: Results | None = None) -> pd.DataFrame:
+    """All primary contrasts of a paper, those that can't be measured yet included.
+
+    Args:
+        paper: as in the list of contrasts; "workbook" for those that no paper has.
+        results: of our arms; None reads those that ship with the workbook.
+
+    Returns:
+        COLUMNS; the paper's ``published`` difference in its unit, ours in points with an interval from the lowest to
+        the highest end of the seeds' intervals; ``verdict`` is "same sign", "opposite" or "undetermined", and while
+        seeds are missing how many there are; ``decoders``: the sizes that it was measured with.
+    """
+    from ctvlm_lib.experiments.vlm_contrasts import decoders, measure
+
+    results = results or Results()
+    wanted = [one for one in contrasts.load() if one.primary and one.paper == paper]
+    arms = [results.answers(path) for path in _folders(results)]
+    found = {}
+    for one in wanted:
+        if one.metric == "retrieval":
+            by_seed = recall_difference(one, results)
+        else:
+            by_seed = measure(one, arms, results.asked, ENCODER)
+        if by_seed:
+            found[one.name] = (one, by_seed)
+    judged = dict(zip(found, contrasts.judge_all(found.values(), "full"), strict=True))
+    planned = set(protocol.load().seeds("full"))
+    rows = []
+    for one in wanted:
+        row = _row(one, found.get(one.name), judged.get(one.name), planned)
+        sizes = {} if one.metric == "retrieval" or one.name not in found else decoders(one, arms, ENCODER)
+        rows.append(row | {"decoders": _told(sizes)})
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def recall_difference(contrast: Contrast, results: Results | None = None) -> dict[int, PairedDifference]:
+    """A retrieval contrast for each seed: R@1 among all test patients, mean of both directions, patient by patient."""
+    results = results or Results()
+    sides = [results.folders("{encoder}-{loss}-{0}".format(BATCH, **side)) for side in contrast.sides]
+    found = {}
+    for seed in sorted(set(sides[0]) & set(sides[1])):
+        left, right = (hits(side[seed]) for side in sides)
+        found[seed] = paired_difference(left, right, {k: k for k in left})
+    return found
+
+
+def hits(folder: str | Path, k: int = 1) -> dict[int, float]:
+    """Patient → share of both directions in which its own or an equal report is among the first k of all.
+
+    Args:
+        folder: of a pretraining arm, with its ``test.safetensors``.
+        k: how many may be named.
+    """
+    from ctvlm_lib.alignment.scoring import Predictions
+    from ctvlm_lib.evaluate.retrieval import ranks
+
+    said = Predictions.load(Path(folder) / "test.safetensors")
+    table = said.image.astype(np.float32) @ said.text.astype(np.float32).T
+    both = [np.clip(k - ranks(one, said.identity)[0], 0, 1) for one in (table, table.T)]
+    return dict(enumerate(np.mean(both, axis=0)))
+
+
+def _folders(results: Results) -> list[Path]:
+    """Folders of all arms of the ledger's encoder, a later root's in place of an earlier one's."""
+    from ctvlm_lib.experiments.vlm_arms import ARMS
+
+    names = [name for name, config in ARMS.items() if config.encoder == ENCODER]
+    return [path for name in names for path in results.folders(name).values()]
+
+
+def _told(sizes: Mapping[int, tuple[str, ...]]) -> str:
+    """ "small"; with seeds that differ "small, middle (seed 0)"."""
+    told = []
+    for size in dict.fromkeys(size for those in sizes.values() for size in those):
+        seeds = [str(seed) for seed, those in sizes.items() if size in those]
+        told.append(size if len(seeds) == len(sizes) else f"{size} (seed {', '.join(seeds)})")
+    return ", ".join(told)
+
+
+def _row(one: Contrast, found: tuple | None, verdict, planned: set[int]) -> dict:
+    row = {"name": one.name, "table": one.table, "metric": one.metric, "stratum": one.stratum,
+           "published": one.paper_difference, "verdict": UNMEASURED}  # fmt: skip
+    if found is None:
+        return row
+    by_seed: Mapping[int, PairedDifference] = found[1]
+    early = not planned <= set(by_seed)
+    return row | {
+        "difference": 100 * verdict.value, "low": 100 * verdict.low, "high": 100 * verdict.high,
+        "p after Holm": verdict.p_holm, "seeds": len(by_seed), "detectable": 100 * verdict.detectable,
+        "verdict": f"{len(by_seed)} of {len(planned)} seeds" if early else verdict.verdict,
+    }  # fmt: skip

@@ -1,0 +1,188 @@
+"""The ledger: each published number has one kind, ours stands beside it where there is something, and none is typed."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ctvlm_lib.__main__ import main
+from ctvlm_lib.alignment.arm_tables import RESULTS
+from ctvlm_lib.errors import BadInput
+from ctvlm_lib.evaluate.intervals import Interval
+from ctvlm_lib.experiments.vlm_arms import ARMS
+from ctvlm_lib.ledger import decoder_sizes, places, published, rows, stored_scores
+from ctvlm_lib.ledger.ours import Results, check_protocol
+from ctvlm_lib.ledger.quantities import Recall, Score, Size
+from ctvlm_lib.ledger.verdicts import verdicts
+
+ARM = "vlm-B-contour-small"
+
+
+@pytest.fixture(scope="module")
+def found() -> pd.DataFrame:
+    return rows.ledger()
+
+
+@pytest.fixture
+def results(tmp_path):
+    """A folder with one arm's answers, which a test may damage."""
+    shutil.copytree(RESULTS / ARM, tmp_path / ARM)
+    return tmp_path
+
+
+def test_every_published_number_has_one_kind_and_a_reason(found):
+    assert len(found) == 973
+    assert set(found["kind"]) == set(places.KINDS)
+    assert (found["why"] != "").all()
+    assert rows.counts(found).iloc[-1]["rows"] == 973
+
+
+def test_no_row_is_blank(found):
+    told = found["ours"].notna() | (found["status"] != "") | found["kind"].isin(places.KINDS[2:])
+    assert told.all()
+
+
+def test_each_analogue_that_is_built_names_an_arm_and_its_command(found):
+    own = found[(found["kind"] == "analogue") & (found["status"] != rows.NOT_BUILT)]
+    assert (own["command"] == "ctvlm arm " + own["arm"]).all()
+    assert set(own["notebook"]) == {"50", "70"}
+
+
+def test_counted_numbers_round_to_the_printed_ones_or_the_reason_says_why_not(found):
+    exact = found[found["kind"] == "exact"]
+    assert len(exact) == 7
+    assert set(exact["status"]) <= {rows.AGREES, rows.DIFFERS}
+    differs = exact[exact["status"] == rows.DIFFERS]
+    assert differs["row"].tolist() == ["CT-CHAT"]  # named 70B
+    assert differs["why"].str.contains("name").all()
+
+
+@pytest.mark.parametrize(
+    ("printed", "ours", "same"),
+    [(7, 6.74, True), (7, 6.4, False), (0.1, 0.103, True), (0.1, 0.16, False), (70, 70.55, False), (2.4, 2.449, True)],
+)
+def test_a_number_agrees_if_it_rounds_to_the_printed_one(printed, ours, same):
+    assert rows.agrees(printed, ours) is same
+
+
+def test_what_is_lost_has_no_value_and_what_has_no_value_is_never_compared(found):
+    nothing = found[found["published"].isna()]
+    assert len(nothing) == 8
+    assert set(nothing["kind"]) == {"lost in the source text", "not computable"}
+    assert nothing["ours"].isna().all()
+
+
+def test_sizes_prompts_and_projectors_of_the_papers_are_those_of_the_arms():
+    for cell in published.load():
+        quantity = places.place(cell).quantity
+        if isinstance(quantity, Score):
+            assert quantity.arm in ARMS
+            config = ARMS[quantity.arm]
+            assert ("no prompt" in cell.row or cell.paper == "med3dvlm") == (config.condition == "none")
+            assert ("dual" in cell.row) == (config.condition == "dual")
+            size = re.search(r"Qwen2\.5-(\S+)", cell.row)
+            assert not size or places.SIZES[size[1]] == config.decoder
+
+
+def test_the_stored_scores_are_those_of_the_answers():
+    fresh, kept = Results(stored=False), Results()
+    for form, metric in (("closed", "accuracy"), ("open", "BLEU-4"), ("report", "ROUGE-L")):
+        score = Score("contour", "small", "", form, metric, places.POOLED.get(form, ("report",)))
+        one, other = fresh.measure(score), kept.measure(score)
+        assert (one.value, one.low, one.high) == pytest.approx((other.value, other.low, other.high), abs=1e-3)
+        assert (one.n, one.seeds) == (other.n, other.seeds)
+
+
+def test_scores_of_other_answers_are_not_taken(results):
+    folder = results / ARM
+    score = Score("contour", "small", "", "closed", "accuracy", places.POOLED["closed"])
+    stored_scores.write(folder, {score: Interval(12.0, 11.0, 13.0, 5, 2)})
+    assert Results((results,)).measure(score).value == 12.0
+    table = (folder / stored_scores.FILE).read_text(encoding="utf-8")
+    (folder / stored_scores.FILE).write_text(table.replace(stored_scores.of_answers(folder), "0" * 16))
+    assert Results((results,)).measure(score).value > 50
+
+
+def test_several_seeds_are_shown_by_mean_and_the_span_of_their_intervals():
+    score = Score("none", "small", "", "closed", "accuracy", places.POOLED["closed"])
+    every = [Results().measure(score)]
+    folders = Results().folders(score.arm)
+    alone = [Results()._score(score, path) for path in folders.values()]
+    assert every[0].value == pytest.approx(np.mean([one.value for one in alone]))
+    assert (every[0].low, every[0].high) == (min(a.low for a in alone), max(a.high for a in alone))
+    assert every[0].seeds == tuple(sorted(folders))
+
+
+def test_recalls_are_those_of_the_stored_table():
+    told = Results().measure(Recall("dcformer-siglip-32", "image→text", 100, 10))
+    tables = [pd.read_csv(path / "test.csv") for path in Results().folders("dcformer-siglip-32").values()]
+    own = [t[(t.direction == "image→text") & (t.gallery == 100) & (t.k == 10)]["recall"].item() for t in tables]
+    assert told.value == pytest.approx(100 * np.mean(own))
+    assert told.seeds == (0, 1, 2)
+
+
+def test_a_half_finished_arm_is_told_and_not_averaged(results):
+    (results / ARM / "test.npz").unlink()
+    with pytest.raises(BadInput, match="half finished: test.npz"):
+        Results((results,)).measure(Score("contour", "small"))
+
+
+def test_answers_under_another_protocol_are_refused(results):
+    record = json.loads((results / ARM / "record.json").read_text(encoding="utf-8"))
+    for change, said in (({"version": 2}, "version 2 instead of"), ({}, "sha256 0000 instead of")):
+        other = record | {"protocol": record["protocol"] | {"sha256": "0000"} | change}
+        with pytest.raises(BadInput, match=said):
+            check_protocol(ARM, other)
+    check_protocol(ARM, record)
+
+
+def test_a_later_root_replaces_what_an_earlier_one_has(results):
+    both = Results((RESULTS, results)).folders(ARM)
+    assert both[0].parent == results
+    assert set(both) == set(Results().folders(ARM))
+
+
+def test_decoders_are_counted_as_published():
+    assert decoder_sizes.parameters("LLaMA-2-7B") == 6_738_415_616  # as its own checkpoint
+    parts = decoder_sizes.uvlm_parts()
+    assert parts["embeddings"] / sum(parts.values()) == pytest.approx(0.75, abs=0.02)
+    with pytest.raises(BadInput, match="LLaMA-2-7B"):
+        decoder_sizes.parameters("LLaMA-9")
+    assert Results().measure(Size("LLaMA-3.1-8B")).value == pytest.approx(8.03, abs=0.005)
+
+
+def test_verdicts_wait_for_all_seeds_and_unmeasured_contrasts_stay_in_the_list():
+    told = verdicts("med3dvlm")
+    assert set(told["name"]) >= {"siglip-against-clip", "mixer-against-mlp-closed"}
+    done = told[told["metric"] == "retrieval"]
+    assert (done["seeds"] == 3).all()
+    assert done["verdict"].isin(["same sign", "opposite", "undetermined"]).all()
+
+
+@pytest.mark.parametrize("name", ["contour.T1", "dualbox.T1", "med3dvlm.T4", "uvlm.T1", "medvista3d.T5"])
+def test_the_command_prints_the_papers_numbers_beside_ours(name, tmp_path, capsys):
+    assert main(["table", name, "--out", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    for cell in published.table(name):
+        if cell.value is not None:
+            assert f"{cell.value:g}" in said
+    written = pd.read_csv(tmp_path / "quick" / "tables" / f"{name}.csv")
+    assert len(written) == len(published.table(name))
+
+
+def test_an_unknown_table_is_a_sentence_with_suggestions(tmp_path, capsys):
+    assert main(["table", "dualbox.T2", "--out", str(tmp_path)]) == 2
+    assert "did you mean dualbox.T1" in capsys.readouterr().err
+
+
+def test_the_page_holds_every_table_and_escapes_what_it_shows(tmp_path, capsys):
+    assert main(["ledger", "--out", str(tmp_path)]) == 0
+    assert "973" in capsys.readouterr().out
+    page = (tmp_path / "quick" / "report" / "ledger.html").read_text(encoding="utf-8")
+    for name in published.names():
+        assert f'id="{name}"' in page
+    assert len(pd.read_csv(tmp_path / "quick" / "ledger.csv")) == 973
+    assert "nan" not in re.findall(r"<td[^>]*>(nan)</td>", page)
