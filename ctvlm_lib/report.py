@@ -5,7 +5,8 @@ import json
 from pathlib import Path
 
 from ctvlm_lib import notebook_outputs as outputs
-from ctvlm_lib.errors import BadInput, atomic_path
+from ctvlm_lib.errors import BadInput
+from ctvlm_lib.html_page import write_page
 from ctvlm_lib.notebook_progress import duration
 
 MAX_ROWS = 200  # of a table on the page; the CSV beside it is complete
@@ -36,24 +37,6 @@ def build(folder: Path) -> Path:
         folder / "report" / "index.html", Path(__file__).parent / "report_page.html", record=record,
         facts=_facts(record), notebooks=notebooks, max_rows=MAX_ROWS, ledger=ledger,
     )  # fmt: skip
-
-
-def write_page(path: Path, template: Path, **values) -> Path:
-    """Fill a page's template and write it, whole or not at all; ``style`` is the report's style sheet.
-
-    Args:
-        path: of the page. template: of jinja2; what is put into it is escaped.
-        values: by the names that the template has for them.
-    """
-    import jinja2
-    import markupsafe
-
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    style = markupsafe.Markup((Path(__file__).parent / "report_style.css").read_text(encoding="utf-8"))
-    page = environment.from_string(template.read_text(encoding="utf-8")).render(style=style, **values)
-    with atomic_path(path) as partial:
-        partial.write_text(page, encoding="utf-8")
-    return path
 
 
 def _section(folder: Path, number: str, entry: dict) -> dict:

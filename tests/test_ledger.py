@@ -16,7 +16,9 @@ from ctvlm_lib.experiments.vlm_arms import ARMS
 from ctvlm_lib.ledger import decoder_sizes, places, published, rows, stored_scores
 from ctvlm_lib.ledger.ours import Results, check_protocol
 from ctvlm_lib.ledger.quantities import Recall, Score, Size
+from ctvlm_lib.ledger.table_command import train_missing
 from ctvlm_lib.ledger.verdicts import verdicts
+from ctvlm_lib.run import PROJECT
 
 ARM = "vlm-B-contour-small"
 
@@ -110,7 +112,7 @@ def test_several_seeds_are_shown_by_mean_and_the_span_of_their_intervals():
     score = Score("none", "small", "", "closed", "accuracy", places.POOLED["closed"])
     every = [Results().measure(score)]
     folders = Results().folders(score.arm)
-    alone = [Results()._score(score, path) for path in folders.values()]
+    alone = [Results().score(score, path) for path in folders.values()]
     assert every[0].value == pytest.approx(np.mean([one.value for one in alone]))
     assert (every[0].low, every[0].high) == (min(a.low for a in alone), max(a.high for a in alone))
     assert every[0].seeds == tuple(sorted(folders))
@@ -186,3 +188,41 @@ def test_the_page_holds_every_table_and_escapes_what_it_shows(tmp_path, capsys):
         assert f'id="{name}"' in page
     assert len(pd.read_csv(tmp_path / "quick" / "ledger.csv")) == 973
     assert "nan" not in re.findall(r"<td[^>]*>(nan)</td>", page)
+
+
+def test_the_readme_counts_the_kinds_as_the_ledger_does(found):
+    readme = (PROJECT / "README.md").read_text(encoding="utf-8")
+    said = re.search(r"<!-- kinds -->(.*?)<!-- /kinds -->", readme, re.DOTALL)[1]
+    counted = found["kind"].value_counts()
+    assert [int(number) for number in re.findall(r"\b\d+\b", said)] == [counted[kind] for kind in places.KINDS]
+
+
+def test_full_trains_what_is_missing_and_nothing_that_is_there(tmp_path, monkeypatch, capsys):
+    called = []
+    monkeypatch.setattr("ctvlm_lib.__main__.main", lambda words: called.append(words) or 0)
+    table = rows.ledger(published.table("contour.T1"))
+    train_missing(table, tmp_path / "full")
+    jobs = {(words[1], int(words[3])) for words in called}
+    wanted = {(arm, seed) for arm in set(table["arm"]) for seed in (0, 1, 2)}
+    there = {(arm, seed) for arm in set(table["arm"]) for seed in Results().folders(arm)}
+    assert jobs == wanted - there
+    assert ("vlm-B-none-small", 0) not in jobs
+
+
+def test_a_training_that_fails_ends_the_rest(tmp_path, monkeypatch):
+    monkeypatch.setattr("ctvlm_lib.__main__.main", lambda words: 2)
+    table = pd.DataFrame({"arm": ["vlm-B-none-large-scratch"]})
+    with pytest.raises(SystemExit):
+        train_missing(table, tmp_path / "full")
+
+
+def test_by_seed_has_the_tables_numbers_seed_by_seed(found):
+    table = rows.by_seed("contour.T1")
+    small = table[(table["decoder"] == "small") & (table["condition"] == "contour")]
+    own = found[(found["arm"] == ARM) & (found["table"] == "T1") & (found["paper"] == "contour")]
+    accuracy = own[own["column"] == "accuracy"].iloc[0]
+    assert small["closed accuracy"].mean() == pytest.approx(accuracy["ours"])
+    assert small["low"].min() == pytest.approx(accuracy["low"])
+    assert small["seed"].tolist() == [int(seed) for seed in accuracy["seeds"].split()]
+    sizes = [size for size in places.SIZES.values() if size in set(table["decoder"])]
+    assert table["decoder"].drop_duplicates().tolist() == sizes

@@ -43,7 +43,7 @@ CODE_LINES = [line.strip() for block in BLOCKS for line in block.splitlines() if
 def ctvlm_commands() -> list[str]:
     """What stands after ``ctvlm`` wherever the README shows the command, one string for each."""
     found = (re.match(r"(?:\S*/)?ctvlm\s+(.+)", line) for line in CODE_LINES)
-    return [match[1] for match in found if match]
+    return [match[1].split(" #")[0].strip() for match in found if match]
 
 
 def make_calls() -> list[tuple[str, str]]:

@@ -258,7 +258,7 @@ def test_scores_of_other_answers_are_named(whole):
     assert told() == []
     assert "by test.npz and the stored score is 12.0000" in told(value="12.0000")[0]
     assert f"counts 3 questions, and test.npz holds {n:g}" in told(n="3")[0]
-    assert "was computed from other answers than test.npz" in told(answers="cd" * 8)[0]
+    assert "is of other answers than test.npz" in told(answers="cd" * 8)[0]
 
 
 def test_an_archive_is_the_same_bytes_and_is_verified_elsewhere(whole, tmp_path, capsys):

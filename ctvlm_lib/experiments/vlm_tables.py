@@ -113,13 +113,16 @@ def of_table(label: str, table: pd.DataFrame, seed: int = 0) -> ArmAnswers:
                       table.assign(correct=right))  # fmt: skip
 
 
-def paper_table(arms: Sequence[ArmAnswers], key: str, stratum: str = "named") -> pd.DataFrame:
+def paper_table(
+    arms: Sequence[ArmAnswers], key: str, stratum: str = "named", texts: bool = True
+) -> pd.DataFrame:
     """A published table's rows and columns, computed from our arms; the closed accuracy has its interval.
 
     Args:
         arms: of one encoder, plain ones and their variants as wanted.
         key: of the protocol's ``tables``, e.g. "contour-T1".
         stratum: "named" or "unnamed".
+        texts: False leaves the text scores out, which take seconds for each arm.
 
     Returns:
         ``encoder``, ``decoder``, ``condition``, ``variant``, ``seed``, then the protocol's columns, texts 0–100 and
@@ -130,7 +133,7 @@ def paper_table(arms: Sequence[ArmAnswers], key: str, stratum: str = "named") ->
     for arm in sorted(arms, key=_order):
         row = {"encoder": arm.encoder, "decoder": arm.decoder, "condition": arm.condition, "variant": arm.variant,
                "seed": arm.seed}  # fmt: skip
-        rows.append(row | _columns(arm, fixed, stratum))
+        rows.append(row | _columns(arm, fixed, stratum, texts))
     return pd.DataFrame(rows)
 
 
@@ -151,14 +154,14 @@ def pooled_kinds(fixed: dict, form: str) -> tuple[str, ...]:
     return ("report",) if form == "report" else tuple(fixed.get(form, ()))
 
 
-def _columns(arm: ArmAnswers, fixed: dict, stratum: str) -> dict[str, float]:
+def _columns(arm: ArmAnswers, fixed: dict, stratum: str, texts: bool) -> dict[str, float]:
     metrics = protocol.load().content["metrics"]
     level = {"confidence": metrics["confidence"], "resamples": metrics["resamples"]}
     made: dict[str, float] = {}
     wanted: dict[str, list[str]] = {}
     for column in fixed["columns"]:
         form, _, metric = column.partition(" ")
-        if form in FORMS:
+        if form in FORMS and (texts or form == "closed"):
             wanted.setdefault(form, []).append(metric)
     for form, names in wanted.items():
         rows = arm.rows(form, pooled_kinds(fixed, form), stratum)

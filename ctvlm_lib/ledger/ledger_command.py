@@ -21,5 +21,5 @@ def command(args: argparse.Namespace) -> int:
     home = run_folder(args.profile, args.out)
     found = page.write(home, Results((RESULTS, run_folder("full", args.out) / "results")))
     print(rows.counts(found).to_string(index=False))
-    print(f"{len(found)} published numbers; written: {home / 'ledger.csv'}, {home / 'report' / 'ledger.html'}")
+    print(f"{len(found)} published numbers; written to {home}: ledger.csv, ledger_claims.csv, report/ledger.html")
     return 0

@@ -107,7 +107,7 @@ class Results:
         if isinstance(quantity, Size):
             return Measured(decoder_sizes.parameters(quantity.decoder) / 1e9)
         folders = self.folders(quantity.arm)
-        one = self._score if isinstance(quantity, Score) else self._recall
+        one = self.score if isinstance(quantity, Score) else self._recall
         found = {seed: interval for seed, path in sorted(folders.items()) if (interval := one(quantity, path))}
         if not found:
             return None
@@ -119,7 +119,8 @@ class Results:
             arm=quantity.arm, profile=records[0].get("profile", ""), commits=_commits(records),
         )  # fmt: skip
 
-    def _score(self, quantity: Score, path: Path) -> Interval | None:
+    def score(self, quantity: Score, path: Path) -> Interval | None:
+        """One arm's score, of one seed's folder; the stored one if it belongs to these answers."""
         key = (quantity, path.name)
         if key not in self._read:
             kept = stored_scores.read(path) if self.stored else {}

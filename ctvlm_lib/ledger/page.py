@@ -1,13 +1,13 @@
-"""The ledger as a page of the report: ``report/ledger.html`` and ``ledger.csv`` in a run's folder."""
+"""The ledger as a page of the report, ``report/ledger.html``, and as files: ``ledger.csv``, ``ledger_claims.csv``."""
 
 import datetime
 from pathlib import Path
 
 import pandas as pd
 
-from ctvlm_lib import report
 from ctvlm_lib.errors import atomic_path
-from ctvlm_lib.ledger import published
+from ctvlm_lib.html_page import write_page
+from ctvlm_lib.ledger import claims, published
 from ctvlm_lib.ledger.ours import Results
 from ctvlm_lib.ledger.rows import counts, ledger
 from ctvlm_lib.ledger.verdicts import verdicts
@@ -31,16 +31,19 @@ def write(folder: Path, results: Results | None = None) -> pd.DataFrame:
     rows = ledger(results=results)
     with atomic_path(folder / "ledger.csv") as partial:
         rows.to_csv(partial, index=False)
-    found = counts(rows)
-    report.write_page(
+    said = claims.table()
+    with atomic_path(folder / "ledger_claims.csv") as partial:
+        said.to_csv(partial, index=False)
+    found, papers = counts(rows), [_paper(key, rows, said, results) for key in published.PAPERS]
+    write_page(
         folder / "report" / "ledger.html", TEMPLATE, total=len(rows), tables=published.names(),
-        written=datetime.date.today().isoformat(), papers=[_paper(key, rows, results) for key in published.PAPERS],
+        written=datetime.date.today().isoformat(), papers=papers,
         counts={"head": list(found.columns), "body": found.to_numpy().tolist()},
     )  # fmt: skip
     return rows
 
 
-def _paper(key: str, rows: pd.DataFrame, results: Results) -> dict:
+def _paper(key: str, rows: pd.DataFrame, said: pd.DataFrame, results: Results) -> dict:
     own = rows[rows["paper"] == key]
     titles = {cell.name: cell.title for cell in published.load()}
     tables = []
@@ -49,7 +52,9 @@ def _paper(key: str, rows: pd.DataFrame, results: Results) -> dict:
         name = f"{key}.{table}"
         tables.append({"name": name, "title": titles[name], "kinds": kinds, "rows": _rows(part)})
     judged = [_verdict(row) for row in verdicts(key, results).to_dict("records")]
-    return {"key": key, "title": published.PAPERS[key], "tables": tables, "verdicts": judged}
+    own = said[said["paper"] == key].assign(ours=said["ours"].map(lambda ours: "" if pd.isna(ours) else f"{ours:.6g}"))
+    return {"key": key, "title": published.PAPERS[key], "tables": tables, "verdicts": judged,
+            "claims": own.fillna("").to_dict("records")}  # fmt: skip
 
 
 def _rows(part: pd.DataFrame) -> list[dict]:

@@ -46,6 +46,35 @@ def counts(rows: pd.DataFrame) -> pd.DataFrame:
     return found.rename_axis(None, axis=1).reset_index(names="kind")
 
 
+def by_seed(name: str, results: Results | None = None) -> pd.DataFrame:
+    """One published table from our arms, a row for each arm and seed.
+
+    Args:
+        name: of the table, "contour.T1" or "dualbox.T1".
+        results: of our arms; None reads those that ship with the workbook.
+
+    Returns:
+        ``decoder``, ``condition``, ``seed``, then for each column "closed accuracy" with "low" and "high", "open
+        BLEU-4", …, in % or 0–100, on questions that name their region.
+
+    Raises:
+        BadInput: as :func:`ledger`, or an unknown table.
+    """
+    results, found = results or Results(), {}
+    for cell in published.table(name):
+        quantity = places.place(cell).quantity
+        for seed, path in results.folders(quantity.arm).items() if isinstance(quantity, Score) else ():
+            row = found.setdefault((quantity.arm, seed), {"decoder": quantity.decoder, "condition": quantity.condition,
+                                                          "seed": seed})  # fmt: skip
+            interval = results.score(quantity, path)
+            row[f"{quantity.form} {quantity.metric}"] = interval.value
+            if quantity.form == "closed":
+                row |= {"low": interval.low, "high": interval.high}
+    order = {name: k for k, name in enumerate((*places.SIZES.values(), *places.PROMPTS.values()))}
+    table, key = pd.DataFrame(found.values()), ["decoder", "condition", "seed"]
+    return table.sort_values(key, key=lambda column: column.map(order).fillna(column)).reset_index(drop=True)
+
+
 def quantities_of(arm: str) -> tuple[Score, ...]:
     """All scores of an arm that stand in the ledger, or would if it was the one that stands there."""
     wanted = {place.quantity for place in map(places.place, published.load()) if isinstance(place.quantity, Score)}

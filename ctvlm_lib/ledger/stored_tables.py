@@ -140,7 +140,7 @@ def compare_scores(scores: pd.DataFrame, table: str, digest: str) -> list[str]:
         some = counted[counted["kind"].isin(kinds) & counted["stratum"].isin(("", "named"))]
         some = some[some["form"] == ("closed" if row["form"] == "closed" else "open")]
         if not digest.startswith(row["answers"]):
-            told.append(f"{what} was computed from other answers than test.npz; let ctvlm ledger compute it again")
+            told.append(f"{what} is of other answers than test.npz; ctvlm verify --update computes it again")
         elif int(row["n"]) != some["n"].sum():
             told.append(f"{what} counts {row['n']} questions, and test.npz holds {some['n'].sum():g}")
         elif row["metric"] == "accuracy" and row["mean"] != "mean":

@@ -1,6 +1,6 @@
 """The primary contrasts of a paper, measured on stored answers and judged: what of its claims holds on the cohort."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +35,7 @@ def verdicts(paper: str, results: Results | None = None) -> pd.DataFrame:
 
     results = results or Results()
     wanted = [one for one in contrasts.load() if one.primary and one.paper == paper]
-    arms = [results.answers(path) for path in _folders(results)]
+    arms = [results.answers(path) for path in _folders(results, wanted)]
     found = {}
     for one in wanted:
         if one.metric == "retrieval":
@@ -81,12 +81,20 @@ def hits(folder: str | Path, k: int = 1) -> dict[int, float]:
     return dict(enumerate(np.mean(both, axis=0)))
 
 
-def _folders(results: Results) -> list[Path]:
-    """Folders of all arms of the ledger's encoder, a later root's in place of an earlier one's."""
+def _folders(results: Results, wanted: Iterable[Contrast]) -> list[Path]:
+    """Folders of the arms that some contrasts compare, a later root's in place of an earlier one's."""
     from ctvlm_lib.experiments.vlm_arms import ARMS
+    from ctvlm_lib.experiments.vlm_contrasts import VARIANT_OF_READER
 
-    names = [name for name, config in ARMS.items() if config.encoder == ENCODER]
-    return [path for name in names for path in results.folders(name).values()]
+    sides = [side for one in wanted if one.metric != "retrieval" for side in one.sides]
+    variants = {side.get("projector") or VARIANT_OF_READER[side.get("reader", "model")] for side in sides}
+    conditions = {side["condition"] for side in sides}
+    found = []
+    for name, config in ARMS.items():
+        variant = name.removeprefix(f"vlm-{config.encoder}-{config.condition}-{config.decoder}").removeprefix("-")
+        if config.encoder == ENCODER and config.condition in conditions and variant in variants:
+            found += results.folders(name).values()
+    return found
 
 
 def _told(sizes: Mapping[int, tuple[str, ...]]) -> str:
