@@ -155,6 +155,7 @@ def _summary(found, under, new) -> list[str]:
 
 def _write(results: Path, listed, new) -> None:
     """Tables first, the list last: what isn't listed yet is simply listed by the next call."""
+    from ctvlm_lib.alignment.arm_tables import RESULTS
     from ctvlm_lib.ledger import rows, stored_tables, sums
 
     listed = dict(listed)
@@ -162,7 +163,7 @@ def _write(results: Path, listed, new) -> None:
         if folder.table:
             with atomic_path(results / folder.name / stored_tables.NAME) as partial:
                 partial.write_bytes(folder.table.encode())
-        if folder.name.startswith("vlm-"):
+        if folder.name.startswith("vlm-") and results == RESULTS:  # the ledger's, which knows the shipped questions
             rows.store_scores(results / folder.name)
         listed |= sums.of(results / folder.name)
     if listed != sums.read(results):
