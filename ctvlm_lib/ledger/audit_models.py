@@ -97,16 +97,11 @@ def encoder_presets() -> dict[str, float]:
 
 def trainable_percent() -> dict[str, float]:
     """Share of the whole model that learns, under each reading, for the two decoders that 2.4 % is said of."""
-    from ctvlm_lib.vlm.lora_counts import CLAIMED_FOR, READINGS, Share, part_sizes
+    from ctvlm_lib.vlm.lora_counts import CLAIMED_FOR, lora_table
 
-    found = {}
-    for name in CLAIMED_FOR:
-        parts = part_sizes(name)
-        for reading, (adapters, others) in READINGS.items():
-            total = sum(parts[part] for part in ("encoder", "projector", "decoder", *adapters))
-            share = Share(sum(parts[part] for part in (*adapters, *others)), total)
-            found[f"{name}, {reading}"] = round(share.percent, 3)
-    return found
+    table = lora_table()
+    rows = table[table["decoder"].isin(CLAIMED_FOR)].to_dict("records")
+    return {f"{row['decoder']}, {row['what learns']}": round(row["share, %"], 3) for row in rows}
 
 
 def weights_gb() -> dict[str, float]:

@@ -1,40 +1,34 @@
 """Arithmetic on what the papers print: the tables' cells against the prose. See :mod:`ctvlm_lib.ledger.audit_effects`.
 
-Cells come from :mod:`ctvlm_lib.ledger.published`, numbers of the prose from the audit's own quotes.
+Cells come from :mod:`ctvlm_lib.ledger.published`; what the claims compute too, from there.
 """
 
-import re
 from statistics import mean
 
 from ctvlm_lib.ledger import published
+from ctvlm_lib.ledger.claims import said
+from ctvlm_lib.ledger.claims_arithmetic import SIZES, TEXT, cell, contour_gains
+from ctvlm_lib.ledger.claims_tables import organs
 
-SIZES = ("0.5B", "1.5B", "3B")
-NO_PROMPT, OUTLINE, GREEN, DUAL = "no prompt", "contour (VISTA-Prompt)", "positive box only", "dual-polarity boxes"
+NO_PROMPT, GREEN, DUAL = "no prompt", "positive box only", "dual-polarity boxes"
 
 
 def split_sums() -> dict[str, float]:
     """Volumes and questions of the three parts, added up, and the whole that the same section names."""
-    whole, parts, questions = _words("split-sizes")
-    volumes, thousands = re.fullmatch(r"yielding ([\d, ]+) volumes and (.+) QA pairs", parts).groups()
     return {
-        "volumes, parts": sum(map(int, volumes.split(", "))),
-        "volumes, whole": int(re.search(r"\d+ \d+", whole)[0].replace(" ", "")),
-        "questions, parts": 1000 * sum(map(int, re.findall(r"\d+", thousands))),
-        "questions, whole": round(1e6 * float(re.search(r"[\d.]+", questions)[0])),
+        "volumes, parts": round(_claim("sum of RadGenome volumes")),
+        "volumes, whole": round(said("contour", "RadGenome-ChestCT volumes")),
+        "questions, parts": round(1e6 * _claim("sum of RadGenome questions")),
+        "questions, whole": round(1e6 * said("contour", "RadGenome-ChestCT grounded QA pairs (roughly)")),
     }
 
 
-def contour_gains() -> dict[str, float]:
+def gains_of_contours() -> dict[str, float]:
     """Points that the outline adds in contour.T1: open answers (mean of three scores), closed ones, reports."""
-    cells = _cells("contour.T1")
     found = {}
-    for part in ("open", "closed", "report"):
-        by_size = []
-        for size in SIZES:
-            without, with_line = (_row(cells, f"Qwen2.5-{size} + {prompt}", part) for prompt in (NO_PROMPT, OUTLINE))
-            by_size.append(mean(with_line[place] - without[place] for place in without))
-            found[f"{part}, {size}"] = round(by_size[-1], 2)
-        found[f"{part}, mean of sizes"] = round(mean(by_size), 2)
+    for part, columns in (("open", TEXT), ("closed", ("accuracy",)), ("report", TEXT)):
+        found |= {f"{part}, {size}": round(mean(contour_gains(part, columns, (size,))), 2) for size in SIZES}
+        found[f"{part}, mean of sizes"] = round(mean(contour_gains(part, columns)), 2)
     return found
 
 
@@ -74,41 +68,34 @@ def negative_box_gains() -> dict[str, float]:
 
 def closed_mean() -> dict[str, float]:
     """Closed accuracy of Med3DVLM: in the abstract, in med3dvlm.T4, and as the mean of T4's five kinds of question."""
-    row = {c.condition.split()[-1]: c.value for c in published.table("med3dvlm.T4") if c.row == "Med3DVLM (Ours)"}
-    kinds = [value for kind, value in row.items() if kind != "Mean"]
-    abstract = float(re.search(r"achieves ([\d.]+)%", _words("closed-accuracy")[0])[1])
-    return {"abstract": abstract, "table, mean": row["Mean"], "mean of five kinds": round(mean(kinds), 3)}
+    return {
+        "abstract": said("med3dvlm", "closed-ended VQA accuracy"),
+        "table, mean": cell("med3dvlm.T4", "Med3DVLM (Ours)", "accuracy", condition="Mean"),
+        "mean of five kinds": round(_claim("Med3DVLM, closed, mean of types"), 3),
+    }
 
 
 def gains_over_ct_clip() -> dict[str, float]:
     """Points over CT-CLIP on global zero-shot detection in medvista3d.T1, for both backbones."""
-    cells = _cells("medvista3d.T1")
-    base = _row(cells, "CT-CLIP", "global")
     return {
-        f"{name}, {column}": round(100 * (value - base[group, column]), 1)
-        for name in ("MedVista3D-ViT", "MedVista3D-UniMISS")
-        for (group, column), value in _row(cells, name, "global").items()
-        if column in ("AUC", "F1 (weighted)")
+        f"MedVista3D-{name}, {column}": round(_claim(f"{name} over CT-CLIP, {column}"), 1)
+        for name in ("ViT", "UniMISS")
+        for column in ("AUC", "F1 (weighted)")
     }
 
 
 def segmentation_baselines() -> dict[str, float]:
     """Mean F1 over three organs in uvlm.T3, as a share: both segmentation baselines, and U-VLM."""
-    cells = _cells("uvlm.T3")
-    return {
-        name: round(mean(v for (_, column), v in _row(cells, name).items() if column == "F1") / 100, 3)
-        for name in ("nnU-Net Seg(C+L)", "nnU-Net Seg(F+L)", "U-VLM Seg(C+L)")
-    }
+    return {row: round(organs(row).value, 3) for row in ("nnU-Net Seg(C+L)", "nnU-Net Seg(F+L)", "U-VLM Seg(C+L)")}
 
 
 def qwen3_rows() -> dict[str, float]:
     """Best F1 on CT-RATE in uvlm.T5 of the 0.1B decoder, and of the 4B one by pretraining."""
     found: dict[str, float] = {}
-    for cell in published.table("uvlm.T5"):
-        if cell.column == "F1 (macro)" and cell.group.startswith("CT-RATE"):
-            large = "Q4B" in cell.condition
-            name = f"4B, {cell.row.split(' →')[0]}" if large else "0.1B"
-            found[name] = max(found.get(name, 0.0), cell.value)
+    for one in published.table("uvlm.T5"):
+        if one.column == "F1 (macro)" and one.group.startswith("CT-RATE"):
+            name = f"4B, {one.row.split(' →')[0]}" if "Q4B" in one.condition else "0.1B"
+            found[name] = max(found.get(name, 0.0), one.value)
     return found
 
 
@@ -121,7 +108,7 @@ def ct_chat_cells() -> dict[str, float]:
 
 
 def _cells(name: str) -> list[published.Published]:
-    return [cell for cell in published.table(name) if cell.value is not None]
+    return [one for one in published.table(name) if one.value is not None]
 
 
 def _row(cells: list[published.Published], row: str, part: str = "") -> dict[tuple[str, str], float]:
@@ -129,13 +116,13 @@ def _row(cells: list[published.Published], row: str, part: str = "") -> dict[tup
     return {(c.group, c.column): c.value for c in cells if c.row == row and part in c.group}
 
 
-def _words(item: str) -> list[str]:
-    from ctvlm_lib.ledger import audit  # it reads this module's list first
+def _claim(name: str) -> float:
+    from ctvlm_lib.ledger.claims_exact import compute  # it needs torch
 
-    return [quote.words for quote in audit.item(item).quotes]
+    return compute(name).value
 
 
 PRINTED = (
-    split_sums, contour_gains, same_numbers, against_7b, negative_box_gains, closed_mean, gains_over_ct_clip,
+    split_sums, gains_of_contours, same_numbers, against_7b, negative_box_gains, closed_mean, gains_over_ct_clip,
     segmentation_baselines, qwen3_rows, ct_chat_cells,
 )  # fmt: skip

@@ -10,10 +10,9 @@ from difflib import get_close_matches
 from functools import cache, partial
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from ctvlm_lib.errors import BadInput
-from ctvlm_lib.ledger import claims_arithmetic, claims_shapes, claims_tables
+from ctvlm_lib.ledger import claims_arithmetic, claims_shapes, claims_tables, decoder_sizes
 from ctvlm_lib.ledger.claims import said
 from ctvlm_lib.ledger.claims_arithmetic import SIZES, Computed, computes
 from ctvlm_lib.vlm import lora_counts, memory
@@ -21,10 +20,6 @@ from ctvlm_lib.vlm.projector import PROJECTORS, QWEN_WIDTHS, check_width
 
 COMPUTED: dict[str, Callable[[], Computed]] = claims_arithmetic.ARITHMETIC
 FILES = (claims_arithmetic, claims_tables, claims_shapes)  # each enters its functions when it is imported
-LLAMA_31_8B = {  # Meta's published configuration
-    "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
-    "intermediate_size": 14336, "vocab_size": 128256, "tie_word_embeddings": False,
-}  # fmt: skip
 
 
 @cache
@@ -116,40 +111,22 @@ def training_memory() -> Computed:
     return Computed(gb, "GB", "frozen weights, adapters with AdamW, and what autograd keeps without checkpointing")
 
 
-def _count(cls: type, config) -> tuple[int, int]:
-    """All parameters, and those of the embeddings and the output matrix; tied ones once."""
-    with torch.device("meta"):
-        model = cls(config)
-    tables = {id(p): p.numel() for p in (model.get_input_embeddings().weight, model.get_output_embeddings().weight)}
-    return sum(p.numel() for p in model.parameters()), sum(tables.values())
-
-
 @computes("Llama-3.1 decoder")
 def llama() -> Computed:
-    total, _ = _count(LlamaForCausalLM, LlamaConfig(**LLAMA_31_8B))
+    total = decoder_sizes.parameters("LLaMA-3.1-8B")
     return Computed(total / 1e9, "B parameters", f"{total:,} parameters of the smallest Llama-3.1, 8B")
-
-
-@cache
-def _uvlm() -> tuple[int, int]:
-    width, layers, heads = (int(said("uvlm", f"decoder {what}")) for what in ("hidden dimension", "layers", "heads"))
-    vocabulary = lora_counts.qwen_config().vocab_size
-    config = Qwen2Config(hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, vocab_size=vocabulary,
-                         num_key_value_heads=heads, intermediate_size=4 * width, tie_word_embeddings=True)  # fmt: skip
-    return _count(Qwen2ForCausalLM, config)
 
 
 @computes("U-VLM decoder")
 def uvlm_decoder() -> Computed:
-    total, tables = _uvlm()
-    how = f"built like Qwen2 with an MLP four times as wide: {total:,} parameters, {tables:,} of them embeddings"
-    return Computed(total / 1e9, "B parameters", how)
+    parts = decoder_sizes.uvlm_parts()
+    how = f"{parts['blocks']:,} parameters in blocks, {parts['embeddings']:,} in embeddings, which are tied"
+    return Computed(sum(parts.values()) / 1e9, "B parameters", how)
 
 
 @computes("U-VLM decoder without embeddings")
 def uvlm_inner() -> Computed:
-    total, tables = _uvlm()
-    return Computed((total - tables) / 1e9, "B parameters", "the same without its embeddings, which are tied")
+    return Computed(decoder_sizes.uvlm_parts()["blocks"] / 1e9, "B parameters", "the same without its embeddings")
 
 
 @computes("smaller decoders that take the 7B projector")

@@ -111,18 +111,19 @@ computes("U-VLM, mean of BLEU-1 to 4")(_bleu("U-VLM (Ours)"))
 computes("BTB3D-16, mean of BLEU-1 to 4")(_bleu("BTB3D-16"))
 
 
-def _organs(row: str) -> Computed:
+def organs(row: str) -> Computed:
+    """Mean F1 over three organs of a row of uvlm.T3, as a share."""
     values = [cell("uvlm.T3", row, "F1", organ) for organ in ORGANS]
     return Computed(sum(values) / len(values) / 100, "fraction", f"uvlm.T3, {row}: mean of {values} %")
 
 
-computes("U-VLM, F1 over three organs")(lambda: _organs("U-VLM Seg(C+L)"))
-computes("nnU-Net, F1 over three organs")(lambda: _organs("nnU-Net Seg(C+L)"))
+computes("U-VLM, F1 over three organs")(lambda: organs("U-VLM Seg(C+L)"))
+computes("nnU-Net, F1 over three organs")(lambda: organs("nnU-Net Seg(C+L)"))
 
 
 @computes("nnU-Net, F1 over three organs, the better one")
 def better_nnunet() -> Computed:
-    return max(_organs(f"nnU-Net Seg({labels}+L)") for labels in "CF")
+    return max(organs(f"nnU-Net Seg({labels}+L)") for labels in "CF")
 
 
 @computes("smallest compared decoder")
