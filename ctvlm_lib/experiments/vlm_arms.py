@@ -155,6 +155,12 @@ def recipe_of(name: str, seed: int = 0, changes: Mapping | None = None) -> Finet
     return Finetuning.from_dict(asdict(replace(ARMS[name], seed=seed)) | dict(changes or {}))
 
 
+def variant_of(name: str) -> str:
+    """What an arm's name says behind the decoder, "" for nothing: one of VARIANTS."""
+    config = ARMS[name]
+    return name.removeprefix(f"vlm-{config.encoder}-{config.condition}-{config.decoder}").removeprefix("-")
+
+
 def lessons_of(cohort: Cohort, config: Finetuning, split: str = "train") -> list[Lesson]:
     """What a split teaches: for each patient some regions, and everything that is asked about each.
 

@@ -18,7 +18,7 @@ from ctvlm_lib.experiments.controls import MOVED
 from ctvlm_lib.experiments.reliance import moved_rows
 from ctvlm_lib.experiments.vlm_tables import ArmAnswers, pooled_kinds
 from ctvlm_lib.ledger import contrasts
-from ctvlm_lib.ledger.contrasts import Contrast
+from ctvlm_lib.ledger.contrasts import Contrast, Verdict
 from ctvlm_lib.records import protocol
 
 VARIANT_OF_READER = {"model": "", "text only": "blind"}
@@ -89,17 +89,21 @@ def judged(
     """
     pairs = [(one, measure(one, arms, asked, encoder)) for one in (contrasts.load() if only is None else only)]
     pairs = [(one, found) for one, found in pairs if found]
-    planned, rows = set(protocol.load().seeds(profile)), []
-    for (one, found), verdict in zip(pairs, contrasts.judge_all(pairs, profile), strict=True):
-        early = one.primary and profile != "quick" and not planned <= set(found)
-        rows.append({
-            "name": one.name, "paper": one.paper, "table": one.table, "stratum": one.stratum, "metric": one.metric,
-            "published": one.paper_difference, "difference": 100 * verdict.value, "low": 100 * verdict.low,
-            "high": 100 * verdict.high, "p after Holm": verdict.p_holm, "seeds": len(verdict.seeds),
-            "questions": verdict.n, "patients": verdict.patients, "detectable": 100 * verdict.detectable,
-            "verdict": f"{len(found)} of {len(planned)} seeds" if early else verdict.verdict,
-        })  # fmt: skip
-    return pd.DataFrame(rows)
+    verdicts = contrasts.judge_all(pairs, profile)
+    return pd.DataFrame([as_row(one, v, profile) for (one, _), v in zip(pairs, verdicts, strict=True)])
+
+
+def as_row(one: Contrast, verdict: Verdict, profile: str) -> dict:
+    """A judged contrast as a row of :func:`judged`."""
+    planned = set(protocol.load().seeds(profile))
+    early = one.primary and profile != "quick" and not planned <= set(verdict.seeds)
+    return {
+        "name": one.name, "paper": one.paper, "table": one.table, "stratum": one.stratum, "metric": one.metric,
+        "published": one.paper_difference, "difference": 100 * verdict.value, "low": 100 * verdict.low,
+        "high": 100 * verdict.high, "p after Holm": verdict.p_holm, "seeds": len(verdict.seeds),
+        "questions": verdict.n, "patients": verdict.patients, "detectable": 100 * verdict.detectable,
+        "verdict": f"{len(verdict.seeds)} of {len(planned)} seeds" if early else verdict.verdict,
+    }  # fmt: skip
 
 
 def _pairs(arms: Sequence[ArmAnswers], left: dict, right: dict) -> list[tuple[ArmAnswers, ArmAnswers]]:

@@ -22,7 +22,7 @@ from ctvlm_lib.experiments import answers
 from ctvlm_lib.experiments.answers import AS_ASKED
 from ctvlm_lib.experiments.asked import Asked
 from ctvlm_lib.experiments.conditions import CONDITIONS
-from ctvlm_lib.experiments.vlm_arms import ARMS, DECODERS, VARIANTS
+from ctvlm_lib.experiments.vlm_arms import ARMS, DECODERS, VARIANTS, variant_of
 from ctvlm_lib.records import protocol
 
 FORMS = ("closed", "open", "report")
@@ -107,15 +107,12 @@ def of_table(label: str, table: pd.DataFrame, seed: int = 0) -> ArmAnswers:
     if name not in ARMS:
         raise BadInput(f"{label} isn't the answers of an arm; arms are vlm-ENCODER-CONDITION-DECODER[-VARIANT]")
     config = ARMS[name]
-    variant = name.removeprefix(f"vlm-{config.encoder}-{config.condition}-{config.decoder}").removeprefix("-")
     right = score_closed(table)["correct"].astype(float).reindex(table.index)
-    return ArmAnswers(name, seed, config.encoder, config.condition, config.decoder, variant,
+    return ArmAnswers(name, seed, config.encoder, config.condition, config.decoder, variant_of(name),
                       table.assign(correct=right))  # fmt: skip
 
 
-def paper_table(
-    arms: Sequence[ArmAnswers], key: str, stratum: str = "named", texts: bool = True
-) -> pd.DataFrame:
+def paper_table(arms: Sequence[ArmAnswers], key: str, stratum: str = "named", texts: bool = True) -> pd.DataFrame:
     """A published table's rows and columns, computed from our arms; the closed accuracy has its interval.
 
     Args:

@@ -15,7 +15,7 @@ import pandas as pd
 
 from ctvlm_lib.alignment.arm_tables import RESULTS, name_and_seed
 from ctvlm_lib.errors import BadInput
-from ctvlm_lib.evaluate.intervals import Interval, bootstrap_of_sums
+from ctvlm_lib.evaluate.intervals import Interval, bootstrap_of_sums, mean_of_sums
 from ctvlm_lib.experiments import asked, vlm_tables
 from ctvlm_lib.experiments.vlm_tables import ArmAnswers
 from ctvlm_lib.ledger import decoder_sizes, stored_scores
@@ -166,12 +166,8 @@ def check_protocol(label: str, record: dict) -> None:
 
 def _sums(arm: ArmAnswers, rows: pd.DataFrame, quantity: Score) -> tuple[np.ndarray, Callable]:
     if quantity.metric == "accuracy":
-        return np.stack([100 * rows["correct"].to_numpy(), np.ones(len(rows))], axis=1), _ratio
+        return np.stack([100 * rows["correct"].to_numpy(), np.ones(len(rows))], axis=1), mean_of_sums
     return arm.statistics(rows, [quantity.metric]).sums(quantity.metric)
-
-
-def _ratio(sums: np.ndarray) -> np.ndarray:
-    return sums[..., 0] / sums[..., 1]
 
 
 def _by_kind(sums: np.ndarray, of_sums: Callable, kinds: Sequence[str]) -> tuple[np.ndarray, Callable]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ctvlm_lib.alignment.arm_tables import name_and_seed
 from ctvlm_lib.records import protocol
-from ctvlm_lib.records.committed import FILES
+from ctvlm_lib.records.committed import FILES, as_it_stands
 from ctvlm_lib.run import PROFILES
 
 NAME = "record.json"
@@ -30,10 +30,9 @@ class Under:
 
     @classmethod
     def of(cls, files: tuple[Path, ...] = FILES) -> "Under":
-        """Read the protocol and its contrasts, hashed as :mod:`ctvlm_lib.records.committed` does."""
-        content = protocol.load(files[0]).content
-        digest = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
-        return cls(content["version"], digest, frozenset(change["version"] for change in content["changes"]))
+        """Read the protocol and its contrasts."""
+        standing, changes = as_it_stands(files), protocol.load(files[0]).content["changes"]
+        return cls(standing.version, standing.sha256, frozenset(change["version"] for change in changes))
 
     def __str__(self) -> str:
         return f"version {self.version}, sha256 {self.sha256[:12]}…"

@@ -56,11 +56,9 @@ def name_of(folder: Path) -> str:
 
 
 def _score(arm: str, row: Mapping[str, str]) -> Score:
-    from ctvlm_lib.experiments.vlm_arms import ARMS
+    from ctvlm_lib.experiments.vlm_arms import ARMS, variant_of
 
-    config = ARMS[arm]
-    variant = arm.removeprefix(f"vlm-{config.encoder}-{config.condition}-{config.decoder}").removeprefix("-")
-    return Score(config.condition, config.decoder, variant, row["form"], row["metric"],
+    return Score(ARMS[arm].condition, ARMS[arm].decoder, variant_of(arm), row["form"], row["metric"],
                  tuple(filter(None, row["kinds"].split("+"))), row["mean"] == "mean")  # fmt: skip
 
 

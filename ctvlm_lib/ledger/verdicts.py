@@ -12,7 +12,6 @@ from ctvlm_lib.ledger.contrasts import Contrast
 from ctvlm_lib.ledger.ours import Results
 from ctvlm_lib.ledger.places import BATCH
 from ctvlm_lib.ledger.quantities import ENCODER
-from ctvlm_lib.records import protocol
 
 COLUMNS = ("name", "table", "metric", "stratum", "published", "difference", "low", "high", "p after Holm", "seeds",
            "decoders", "detectable", "verdict")  # fmt: skip
@@ -31,7 +30,7 @@ def verdicts(paper: str, results: Results | None = None) -> pd.DataFrame:
         the highest end of the seeds' intervals; ``verdict`` is "same sign", "opposite" or "undetermined", and while
         seeds are missing how many there are; ``decoders``: the sizes that it was measured with.
     """
-    from ctvlm_lib.experiments.vlm_contrasts import decoders, measure
+    from ctvlm_lib.experiments.vlm_contrasts import as_row, decoders, measure
 
     results = results or Results()
     wanted = [one for one in contrasts.load() if one.primary and one.paper == paper]
@@ -45,12 +44,14 @@ def verdicts(paper: str, results: Results | None = None) -> pd.DataFrame:
         if by_seed:
             found[one.name] = (one, by_seed)
     judged = dict(zip(found, contrasts.judge_all(found.values(), "full"), strict=True))
-    planned = set(protocol.load().seeds("full"))
     rows = []
     for one in wanted:
-        row = _row(one, found.get(one.name), judged.get(one.name), planned)
-        sizes = {} if one.metric == "retrieval" or one.name not in found else decoders(one, arms, ENCODER)
-        rows.append(row | {"decoders": _told(sizes)})
+        row = {"name": one.name, "table": one.table, "metric": one.metric, "stratum": one.stratum,
+               "published": one.paper_difference, "decoders": "", "verdict": UNMEASURED}  # fmt: skip
+        if one.name in judged:
+            row |= as_row(one, judged[one.name], "full")
+            row["decoders"] = "" if one.metric == "retrieval" else _told(decoders(one, arms, ENCODER))
+        rows.append(row)
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
@@ -83,7 +84,7 @@ def hits(folder: str | Path, k: int = 1) -> dict[int, float]:
 
 def _folders(results: Results, wanted: Iterable[Contrast]) -> list[Path]:
     """Folders of the arms that some contrasts compare, a later root's in place of an earlier one's."""
-    from ctvlm_lib.experiments.vlm_arms import ARMS
+    from ctvlm_lib.experiments.vlm_arms import ARMS, variant_of
     from ctvlm_lib.experiments.vlm_contrasts import VARIANT_OF_READER
 
     sides = [side for one in wanted if one.metric != "retrieval" for side in one.sides]
@@ -91,8 +92,7 @@ def _folders(results: Results, wanted: Iterable[Contrast]) -> list[Path]:
     conditions = {side["condition"] for side in sides}
     found = []
     for name, config in ARMS.items():
-        variant = name.removeprefix(f"vlm-{config.encoder}-{config.condition}-{config.decoder}").removeprefix("-")
-        if config.encoder == ENCODER and config.condition in conditions and variant in variants:
+        if config.encoder == ENCODER and config.condition in conditions and variant_of(name) in variants:
             found += results.folders(name).values()
     return found
 
@@ -104,17 +104,3 @@ def _told(sizes: Mapping[int, tuple[str, ...]]) -> str:
         seeds = [str(seed) for seed, those in sizes.items() if size in those]
         told.append(size if len(seeds) == len(sizes) else f"{size} (seed {', '.join(seeds)})")
     return ", ".join(told)
-
-
-def _row(one: Contrast, found: tuple | None, verdict, planned: set[int]) -> dict:
-    row = {"name": one.name, "table": one.table, "metric": one.metric, "stratum": one.stratum,
-           "published": one.paper_difference, "verdict": UNMEASURED}  # fmt: skip
-    if found is None:
-        return row
-    by_seed: Mapping[int, PairedDifference] = found[1]
-    early = not planned <= set(by_seed)
-    return row | {
-        "difference": 100 * verdict.value, "low": 100 * verdict.low, "high": 100 * verdict.high,
-        "p after Holm": verdict.p_holm, "seeds": len(by_seed), "detectable": 100 * verdict.detectable,
-        "verdict": f"{len(by_seed)} of {len(planned)} seeds" if early else verdict.verdict,
-    }  # fmt: skip
