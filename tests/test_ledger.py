@@ -1,14 +1,18 @@
 """The ledger: each published number has one kind, ours stands beside it where there is something, and none is typed."""
 
+import argparse
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from ctvlm_lib import arm_command
 from ctvlm_lib.__main__ import main
+from ctvlm_lib.alignment import arms as pretraining
 from ctvlm_lib.alignment.arm_tables import RESULTS
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.evaluate.intervals import Interval
@@ -21,6 +25,7 @@ from ctvlm_lib.ledger.verdicts import verdicts
 from ctvlm_lib.run import PROJECT
 
 ARM = "vlm-B-contour-small"
+CLOSED = Score("contour", "small", kinds=("presence", "abnormality", "location", "size"))
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +64,7 @@ def test_counted_numbers_round_to_the_printed_ones_or_the_reason_says_why_not(fo
     assert set(exact["status"]) <= {rows.AGREES, rows.DIFFERS}
     differs = exact[exact["status"] == rows.DIFFERS]
     assert differs["row"].tolist() == ["CT-CHAT"]  # named 70B
-    assert differs["why"].str.contains("name").all()
+    assert differs["why"].str.contains("prints what the name says").all()
 
 
 @pytest.mark.parametrize(
@@ -91,8 +96,9 @@ def test_sizes_prompts_and_projectors_of_the_papers_are_those_of_the_arms():
 
 def test_the_stored_scores_are_those_of_the_answers():
     fresh, kept = Results(stored=False), Results()
-    for form, metric in (("closed", "accuracy"), ("open", "BLEU-4"), ("report", "ROUGE-L")):
-        score = Score("contour", "small", "", form, metric, places.POOLED.get(form, ("report",)))
+    wanted = [score for score in rows.quantities_of(ARM) if score.metric in ("accuracy", "BLEU-4", "ROUGE-L")]
+    assert {score.form for score in wanted} == {"closed", "open", "report"}
+    for score in wanted:
         one, other = fresh.measure(score), kept.measure(score)
         assert (one.value, one.low, one.high) == pytest.approx((other.value, other.low, other.high), abs=1e-3)
         assert (one.n, one.seeds) == (other.n, other.seeds)
@@ -100,16 +106,15 @@ def test_the_stored_scores_are_those_of_the_answers():
 
 def test_scores_of_other_answers_are_not_taken(results):
     folder = results / ARM
-    score = Score("contour", "small", "", "closed", "accuracy", places.POOLED["closed"])
-    stored_scores.write(folder, {score: Interval(12.0, 11.0, 13.0, 5, 2)})
-    assert Results((results,)).measure(score).value == 12.0
+    stored_scores.write(folder, {CLOSED: Interval(12.0, 11.0, 13.0, 5, 2)})
+    assert Results((results,)).measure(CLOSED).value == 12.0
     table = (folder / stored_scores.FILE).read_text(encoding="utf-8")
     (folder / stored_scores.FILE).write_text(table.replace(stored_scores.of_answers(folder), "0" * 16))
-    assert Results((results,)).measure(score).value > 50
+    assert Results((results,)).measure(CLOSED).value > 50
 
 
 def test_several_seeds_are_shown_by_mean_and_the_span_of_their_intervals():
-    score = Score("none", "small", "", "closed", "accuracy", places.POOLED["closed"])
+    score = replace(CLOSED, condition="none")
     every = [Results().measure(score)]
     folders = Results().folders(score.arm)
     alone = [Results().score(score, path) for path in folders.values()]
@@ -156,9 +161,14 @@ def test_decoders_are_counted_as_published():
     assert Results().measure(Size("LLaMA-3.1-8B")).value == pytest.approx(8.03, abs=0.005)
 
 
-def test_verdicts_wait_for_all_seeds_and_unmeasured_contrasts_stay_in_the_list():
+def test_a_verdict_waits_for_all_seeds_and_what_is_unmeasured_stays_in_the_list(tmp_path):
+    for name in (ARM, "vlm-B-none-small"):  # seed 0 alone
+        shutil.copytree(RESULTS / name, tmp_path / name)
+    early = verdicts("contour", Results((tmp_path,))).set_index("name")
+    assert early.loc["contour-helps", "verdict"] == "1 of 3 seeds"
+    assert early.loc["contour-helps", "decoders"] == "small"
+    assert early.loc["small-with-contour-on-par-with-large-without", "verdict"] == "not measured yet"
     told = verdicts("med3dvlm")
-    assert set(told["name"]) >= {"siglip-against-clip", "mixer-against-mlp-closed"}
     done = told[told["metric"] == "retrieval"]
     assert (done["seeds"] == 3).all()
     assert done["verdict"].isin(["same sign", "opposite", "undetermined"]).all()
@@ -184,7 +194,7 @@ def test_the_page_holds_every_table_and_escapes_what_it_shows(tmp_path, capsys):
     assert main(["ledger", "--out", str(tmp_path)]) == 0
     assert "973" in capsys.readouterr().out
     page = (tmp_path / "quick" / "report" / "ledger.html").read_text(encoding="utf-8")
-    for name in published.names():
+    for name in (*published.names(), *(f"{paper}-claims" for paper in published.PAPERS)):
         assert f'id="{name}"' in page
     assert len(pd.read_csv(tmp_path / "quick" / "ledger.csv")) == 973
     assert "nan" not in re.findall(r"<td[^>]*>(nan)</td>", page)
@@ -199,21 +209,26 @@ def test_the_readme_counts_the_kinds_as_the_ledger_does(found):
 
 def test_full_trains_what_is_missing_and_nothing_that_is_there(tmp_path, monkeypatch, capsys):
     called = []
-    monkeypatch.setattr("ctvlm_lib.__main__.main", lambda words: called.append(words) or 0)
+    monkeypatch.setattr(arm_command, "command", called.append)
     table = rows.ledger(published.table("contour.T1"))
     train_missing(table, tmp_path / "full")
-    jobs = {(words[1], int(words[3])) for words in called}
+    jobs = {(args.name, args.seed) for args in called}
+    assert {(args.profile, args.out) for args in called} == {("full", str(tmp_path))}
     wanted = {(arm, seed) for arm in set(table["arm"]) for seed in (0, 1, 2)}
     there = {(arm, seed) for arm in set(table["arm"]) for seed in Results().folders(arm)}
     assert jobs == wanted - there
     assert ("vlm-B-none-small", 0) not in jobs
 
 
-def test_a_training_that_fails_ends_the_rest(tmp_path, monkeypatch):
-    monkeypatch.setattr("ctvlm_lib.__main__.main", lambda words: 2)
-    table = pd.DataFrame({"arm": ["vlm-B-none-large-scratch"]})
-    with pytest.raises(SystemExit):
-        train_missing(table, tmp_path / "full")
+def test_every_command_that_the_ledger_names_is_an_arm_with_its_options(found):
+    parser = argparse.ArgumentParser()
+    arm_command.add_arguments(parser)
+    for told in set(found["command"]) - {""}:
+        words = told.split()
+        assert words[:2] == ["ctvlm", "arm"]
+        args = parser.parse_args(words[2:])
+        assert args.name in {*ARMS, *pretraining.ARMS}
+        assert (args.profile == "paper") == args.name.endswith("-m3d")
 
 
 def test_by_seed_has_the_tables_numbers_seed_by_seed(found):

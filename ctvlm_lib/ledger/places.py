@@ -16,8 +16,11 @@ from dataclasses import dataclass, replace
 from ctvlm_lib.alignment import arms as pretraining
 from ctvlm_lib.evaluate.text_papers import variant_for
 from ctvlm_lib.experiments.vlm_arms import ARMS
+from ctvlm_lib.experiments.vlm_tables import pooled_kinds
+from ctvlm_lib.ledger.decoder_sizes import UVLM
 from ctvlm_lib.ledger.published import Published
 from ctvlm_lib.ledger.quantities import Quantity, Recall, Score, Size
+from ctvlm_lib.records import protocol
 
 EXACT, ANALOGUE, DATA, NOT, LOST = KINDS = ("exact", "analogue", "data", "not computable", "lost in the source text")
 SIZES = {"0.5B": "small", "1.5B": "middle", "3B": "large"}
@@ -26,9 +29,7 @@ PROMPTS = {
 }  # fmt: skip
 BATCH = 32  # of the pretraining arms that stand in the ledger; the paper's is 64 on each GPU
 PROJECTOR = "2xMLP-Mixer-H"  # Med3DVLM's own
-POOLED = {"closed": ("presence", "abnormality", "location", "size"), "open": ("abnormality", "location", "size")}
-MED3DVLM_KINDS = ("phase", "abnormality", "location")
-GALLERIES = (50, 100, 200, 300)  # what the pretraining arms are scored at; the test split has 300 patients
+NOT_ASKED = "organ"  # without a prompt nothing tells on phantoms which structure is meant
 
 _OTHER = "another group's system; the number is quoted, and its weights and settings aren't part of this workbook"
 _PMC = "PMC-VQA's figures are two-dimensional and have no masks, so there is nothing to draw a box from"
@@ -76,7 +77,8 @@ def _prompts(cell: Published) -> Place:
         return Place(NOT, why=_PMC)
     size, prompt = re.fullmatch(r"Qwen2\.5-(\S+) \+ (.+)", cell.row).groups()
     form = "report" if cell.group.startswith("report") else "closed" if cell.column == "accuracy" else "open"
-    score = Score(PROMPTS[prompt], SIZES[size], form=form, metric=cell.column, kinds=POOLED.get(form, ("report",)))
+    kinds = _pooled(f"{cell.paper}-{cell.table}", form)
+    score = Score(PROMPTS[prompt], SIZES[size], form=form, metric=cell.column, kinds=kinds)
     return Place(ANALOGUE, score, f"the ladder's {SIZES[size]} decoder stands for {size}, phantoms for the data set",
                  "70")  # fmt: skip
 
@@ -92,11 +94,12 @@ def _med3dvlm(cell: Published) -> Place:
         why = _BERT if cell.column == "BERTScore" else {"plane": _PLANE, "organ": _ORGAN}[kind]
         return Place(DATA, why=why, built=False)
     form = "report" if cell.group.endswith("report generation") else "closed" if "closed" in cell.group else "open"
-    kinds = ("report",) if form == "report" else MED3DVLM_KINDS if kind == "mean" else (kind,)
+    pooled = tuple(one for one in _pooled("med3dvlm", form) if one != NOT_ASKED)
+    kinds = (kind,) if kind in pooled else pooled  # the mean, or reports
     metric = "accuracy" if form == "closed" else variant_for("med3dvlm")[cell.column]
     score = Score("none", "small", variant, form, metric, kinds, mean=kind == "mean")
     why = "no prompt, the ladder's smallest decoder with this projector; phantoms for M3D"
-    return Place(ANALOGUE, score, why + (": mean over phase, abnormality and location" if kind == "mean" else ""), "70")
+    return Place(ANALOGUE, score, why + (f": mean over {', '.join(pooled)}" if kind == "mean" else ""), "70")
 
 
 def _retrieval(cell: Published) -> Place:
@@ -106,9 +109,10 @@ def _retrieval(cell: Published) -> Place:
         return Place(NOT, why=_OTHER)
     gallery, k = int(cell.condition.split()[-1]), int(cell.column.removeprefix("R@"))
     direction = "text→image" if "text-to-image" in cell.group else "image→text"
-    if gallery not in GALLERIES:
-        why = f"{gallery:,} candidates are more than the cohort's 300 test patients; needs M3D-Cap"
-        return Place(DATA, why=why, command=f"ctvlm arm {encoder} --profile paper --data M3D_CAP")
+    patients = protocol.load().size("test", "full")
+    if gallery > patients:
+        why = f"{gallery:,} candidates are more than the cohort's {patients} test patients; needs M3D-Cap"
+        return Place(DATA, why=why, command=f"ctvlm arm {encoder}-m3d --profile paper --data DIR")
     return Place(ANALOGUE, Recall(f"{encoder}-{BATCH}", direction, gallery, k),
                  f"phantoms for M3D-Cap, batches of {BATCH}; equal reports count as one", "50")  # fmt: skip
 
@@ -127,9 +131,8 @@ def _uvlm(cell: Published) -> Place:
         named = re.search(r"LD=([^;]+)", cell.note)[1]
         if cell.row.startswith("U-VLM"):
             why = "8 blocks, 512 wide, and Qwen3's words, which are three quarters of it"
-            return Place(EXACT, Size("U-VLM decoder"), why)
-        why = "the paper prints what the model's name says" if named == "LLaMA-3.1-70B" else "printed without decimals"
-        return Place(EXACT, Size(named), f"counted from the shape of {named}; {why}")
+            return Place(EXACT, Size(UVLM), why)
+        return Place(EXACT, Size(named), f"counted from the shape of {named}; the paper prints what the name says")
     if cell.table == "T2" and not cell.row.startswith("U-VLM") or cell.row.startswith(("M3D", "RadFM")):
         return Place(NOT, why=_OTHER)
     if cell.row.startswith("nnU-Net"):
@@ -140,6 +143,11 @@ def _uvlm(cell: Published) -> Place:
 
 
 _PAPERS = {"contour": _prompts, "dualbox": _prompts, "med3dvlm": _med3dvlm, "medvista3d": _medvista3d, "uvlm": _uvlm}
+
+
+def _pooled(key: str, form: str) -> tuple[str, ...]:
+    """The kinds of question that a table pools, by the protocol."""
+    return pooled_kinds(protocol.load().content["tables"][key], form)
 
 
 def _with_command(made: Place) -> Place:

@@ -68,7 +68,7 @@ def train_missing(found: "pd.DataFrame", home: Path) -> None:
         found: the table's rows.
         home: ``DIR/full``; arms that lie in its ``results`` aren't trained again.
     """
-    from ctvlm_lib.__main__ import main
+    from ctvlm_lib import arm_command
     from ctvlm_lib.ledger.ours import Results
     from ctvlm_lib.records import protocol
 
@@ -77,9 +77,9 @@ def train_missing(found: "pd.DataFrame", home: Path) -> None:
     jobs = [(arm, seed) for arm in wanted for seed in protocol.load().seeds("full") if seed not in results.folders(arm)]
     for count, (arm, seed) in enumerate(jobs, start=1):
         print(f"{count} of {len(jobs)}: {of_seed(arm, seed)}", flush=True)
-        code = main(["arm", arm, "--seed", str(seed), "--out", str(home.parent)])
-        if code:
-            raise SystemExit(code)
+        parser = argparse.ArgumentParser()
+        arm_command.add_arguments(parser)
+        arm_command.command(parser.parse_args([arm, "--seed", str(seed), "--out", str(home.parent)]))
 
 
 def _list() -> str:
