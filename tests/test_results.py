@@ -26,6 +26,14 @@ def test_tables_follow_from_the_predictions(path):
     assert asdict(said.ceiling()) == pytest.approx(record["test"]["ceiling"], abs=1e-6)
 
 
+@pytest.mark.parametrize("k", [1, 10])
+def test_hits_of_patients_average_to_the_recall_among_all(k):
+    found = Predictions.load(STORED[-1])
+    recall = [row.recall for row in found.recalls() if (row.gallery, row.k) == (len(found.identity), k)]
+    assert len(recall) == len(DIRECTIONS)
+    assert sum(found.hits(k).values()) / len(found.identity) == pytest.approx(sum(recall) / len(recall))
+
+
 @pytest.mark.parametrize("path", STORED, ids=lambda path: path.parent.name)
 def test_records_are_of_the_protocols_cohort_and_of_the_arm_and_seed_by_that_name(path):
     record = json.loads((path.parent / "record.json").read_text(encoding="utf-8"))

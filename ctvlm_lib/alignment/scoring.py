@@ -61,16 +61,24 @@ class Predictions:
         """The ceiling with its interval."""
         return ceiling(self.answers)
 
+    def hits(self, k: int = 1) -> dict[int, float]:
+        """Patient → share of both directions in which its own or an equal report is among the first k of all."""
+        table = self._similarity()
+        both = [np.clip(k - retrieval.ranks(one, self.identity)[0], 0, 1) for one in (table, table.T)]
+        return dict(enumerate(np.mean(both, axis=0)))
+
     def recalls(self) -> list[retrieval.Recall]:
         """Recall in both directions at every gallery size."""
-        similarity = self.image.astype(np.float32) @ self.text.astype(np.float32).T
-        return retrieval.recalls(similarity, [str(k) for k in self.identity])
+        return retrieval.recalls(self._similarity(), [str(k) for k in self.identity])
 
     def table(self, **columns):
         """The recalls as a pandas table; the ceiling stands in every row."""
         found = self.ceiling()
         ends = {"ceiling": found.four_way, "ceiling_low": found.low, "ceiling_high": found.high}
         return retrieval.as_table(self.recalls(), **columns).assign(**{k: round(v, 4) for k, v in ends.items()})
+
+    def _similarity(self) -> np.ndarray:
+        return self.image.astype(np.float32) @ self.text.astype(np.float32).T
 
 
 @torch.inference_mode()

@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
+from ctvlm_lib.alignment.scoring import Predictions
 from ctvlm_lib.evaluate.paired import PairedDifference, paired_difference
 from ctvlm_lib.ledger import contrasts
 from ctvlm_lib.ledger.contrasts import Contrast
@@ -61,25 +61,9 @@ def recall_difference(contrast: Contrast, results: Results | None = None) -> dic
     sides = [results.folders("{encoder}-{loss}-{0}".format(BATCH, **side)) for side in contrast.sides]
     found = {}
     for seed in sorted(set(sides[0]) & set(sides[1])):
-        left, right = (hits(side[seed]) for side in sides)
+        left, right = (Predictions.load(side[seed] / "test.safetensors").hits() for side in sides)
         found[seed] = paired_difference(left, right, {k: k for k in left})
     return found
-
-
-def hits(folder: str | Path, k: int = 1) -> dict[int, float]:
-    """Patient → share of both directions in which its own or an equal report is among the first k of all.
-
-    Args:
-        folder: of a pretraining arm, with its ``test.safetensors``.
-        k: how many may be named.
-    """
-    from ctvlm_lib.alignment.scoring import Predictions
-    from ctvlm_lib.evaluate.retrieval import ranks
-
-    said = Predictions.load(Path(folder) / "test.safetensors")
-    table = said.image.astype(np.float32) @ said.text.astype(np.float32).T
-    both = [np.clip(k - ranks(one, said.identity)[0], 0, 1) for one in (table, table.T)]
-    return dict(enumerate(np.mean(both, axis=0)))
 
 
 def _folders(results: Results, wanted: Iterable[Contrast]) -> list[Path]:
