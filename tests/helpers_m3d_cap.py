@@ -80,13 +80,13 @@ def tiny(copy: Path, bert: Path, **corpus):
     return replace(config, batch=4, width=16, text=str(bert), training=replace(config.training, checkpoint_every=1))
 
 
-def released_file(path, bert, encoder, **scalars):
+def released_file(path, bert, encoder, size=SIZE, **scalars):
     """A contrastive checkpoint with random weights, put together by hand from its published names."""
     from transformers import AutoModel
 
     tensors = {f"vision_encoder.{k}": t for k, t in encoder.state_dict().items()}
     tensors |= {f"language_encoder.{k}": t for k, t in AutoModel.from_pretrained(bert).state_dict().items()}
-    random, wide = torch.Generator().manual_seed(5), encoder.eval().encode(torch.zeros(1, 1, *SIZE))[1].shape[1]
+    random, wide = torch.Generator().manual_seed(5), encoder.eval().encode(torch.zeros(1, 1, *size))[1].shape[1]
     for name, shape in (("mm_vision_proj", (12, wide)), ("mm_language_proj", (12, 16))):
         tensors |= {f"{name}.weight": torch.randn(shape, generator=random),
                     f"{name}.bias": torch.randn(12, generator=random)}  # fmt: skip

@@ -15,6 +15,7 @@ from ctvlm_lib.vlm.choices import log_likelihoods
 from ctvlm_lib.vlm.feature_cache import FeatureCache
 from ctvlm_lib.vlm.features import Features
 from ctvlm_lib.vlm.model import CtvlmModel
+from ctvlm_lib.vlm.packed import ROOM as ROW_ROOM
 from ctvlm_lib.vlm.packed import offered
 from ctvlm_lib.vlm.processor import CtvlmProcessor
 from ctvlm_lib.vlm.short_answers import short_answers
@@ -62,6 +63,8 @@ class VlmReader:
         processor.check(model.config)
         self.model, self.processor, self.blind, self.written = model, processor, blind, written
         self.channels = processor.channels
+        # the released splice overwrites the first token behind the image: each question then has a row of its own
+        self.room = 1 if model.config.splice == "as released" else ROW_ROOM
         self.store = store and Path(store) / model.encoder_id()
 
     def answer(
@@ -102,7 +105,7 @@ class VlmReader:
         short = [[i for j, i in places if j == k and (k, i) not in reports] for k in range(len(asked))]
         texts = short_answers(
             self.model, self.processor, [[asked[k][i] for i in those] for k, those in enumerate(short)], features,
-            most=ROOM,
+            most=ROOM, room=self.room,
         )  # fmt: skip
         for k, those in enumerate(short):
             for i, text in zip(those, texts[k], strict=True):
@@ -120,7 +123,7 @@ class VlmReader:
         """Closed answers with their confidence, or the confidence of those that were written."""
         places = [[i for i, record in enumerate(group) if record.form == "closed"] for group in asked]
         closed = [[group[i] for i in those] for group, those in zip(asked, places, strict=True)]
-        likely = log_likelihoods(self.model, self.processor, closed, features)
+        likely = log_likelihoods(self.model, self.processor, closed, features, room=self.room)
         for k, those in enumerate(places):
             for i, row in zip(those, likely[k], strict=True):
                 said[k][i] = self._said(asked[k][i], said[k][i][0], row.softmax(0))

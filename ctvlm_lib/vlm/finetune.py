@@ -14,17 +14,17 @@ import torch
 from torch import Tensor
 
 from ctvlm_lib import checkpoints
-from ctvlm_lib.alignment.checkpoints import load as load_aligned
 from ctvlm_lib.encoder import frozen
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.training import Curve, Step, Training, train
-from ctvlm_lib.vlm import ladder, smollm2
+from ctvlm_lib.vlm import smollm2
 from ctvlm_lib.vlm.config import CtvlmConfig
 from ctvlm_lib.vlm.feature_cache import FeatureCache
 from ctvlm_lib.vlm.finetune_loss import answer_loss
 from ctvlm_lib.vlm.lessons import Lessons
 from ctvlm_lib.vlm.lora import with_lora
 from ctvlm_lib.vlm.model import CtvlmModel
+from ctvlm_lib.vlm.parts import decoder_of, encoder_of
 from ctvlm_lib.vlm.processor import PLACEHOLDER, CtvlmProcessor, with_placeholder
 from ctvlm_lib.vlm.projector import PROJECTORS
 from ctvlm_lib.vlm.projector_merged import merged
@@ -38,9 +38,10 @@ class Finetuning:
     """How a vision–language model is made; two of them that differ in nothing but ``condition`` see the same questions.
 
     Attributes:
-        encoder: name of a shipped encoder, such as "B".
+        encoder: name of a shipped encoder, such as "B"; with ``variant`` weights of a DCFormer in a released layout.
         condition: what is drawn before it sees a volume, and how questions are worded.
-        decoder: size of :data:`ctvlm_lib.vlm.ladder.SIZES`, or "smollm2", see :mod:`ctvlm_lib.vlm.smollm2`.
+        decoder: size of :data:`ctvlm_lib.vlm.ladder.SIZES`, "smollm2", see :mod:`ctvlm_lib.vlm.smollm2`, or a language
+            model in the hub's layout.
         seed: of the projector's weights, the adapters' and the steps.
         projector: name in ``ctvlm_lib.vlm.projector.PROJECTORS``, or "merged", see
             :mod:`ctvlm_lib.vlm.projector_merged`. projector_options: its arguments.
@@ -60,6 +61,8 @@ class Finetuning:
             ones; None takes one mean negative log-likelihood over all answers' tokens.
         l2: λ of the penalty on LoRA's matrices.
         weight_decay, precision, checkpoint_every: of :class:`ctvlm_lib.training.Training`.
+        variant: of a released DCFormer; "" takes a shipped encoder.
+        size_dhw_vox, scale: of the volumes, see :class:`ctvlm_lib.vlm.image.ImageInput`.
     """
 
     encoder: str = "B"
@@ -93,6 +96,9 @@ class Finetuning:
     weight_decay: float = 0.02
     precision: str = "no"
     checkpoint_every: int = 100
+    variant: str = ""
+    size_dhw_vox: tuple[int, int, int] = SIZE_DHW_VOX
+    scale: str = "cohort"
 
     def __post_init__(self) -> None:
         for name in ("pictures", "words"):
@@ -144,19 +150,14 @@ def build(config: Finetuning, folder: str | Path = checkpoints.FOLDER) -> tuple[
     Raises:
         BadInput: no such encoder, decoder or projector.
     """
-    encoder = load_aligned(Path(folder) / config.encoder)[0].encoder
-    if config.decoder == smollm2.ASSET:
-        decoder, tokenizer = smollm2.load(dtype=torch.float32)
-    else:
-        decoder, tokenizer = ladder.load(config.decoder, folder)
-    if config.from_scratch:
-        decoder = ladder.build(config.decoder, config.seed)
+    encoder = encoder_of(config, folder)
+    decoder, tokenizer = decoder_of(config, folder)
     tokenizer = with_placeholder(tokenizer)
     options = dict(config.projector_options)
     slices = {"kind": config.slice_attention, "form": config.slice_form, "first": config.slice_blocks,
               "seed": config.seed}  # fmt: skip
     parts = CtvlmConfig(
-        encoder.config, decoder.config, config.projector, options, size_dhw_vox=SIZE_DHW_VOX,
+        encoder.config, decoder.config, config.projector, options, size_dhw_vox=config.size_dhw_vox,
         image_token_id=tokenizer.convert_tokens_to_ids(PLACEHOLDER),
         slice_attention=slices if config.slice_attention else None,
     )  # fmt: skip
@@ -167,7 +168,8 @@ def build(config: Finetuning, folder: str | Path = checkpoints.FOLDER) -> tuple[
     parts.image_tokens = projector.tokens
     model = CtvlmModel(parts, encoder, projector, decoder)
     model.freeze(encoder=True, projector=False, decoder=not config.from_scratch).eval()
-    return model, CtvlmProcessor.for_config(model.config, tokenizer, scale="cohort")
+    colour = "rgb" if encoder.config.in_channels == 3 else "luminance"
+    return model, CtvlmProcessor.for_config(model.config, tokenizer, scale=config.scale, colour=colour)
 
 
 def prepare(model: CtvlmModel, stage: str, config: Finetuning) -> CtvlmModel:

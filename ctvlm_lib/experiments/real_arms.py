@@ -1,0 +1,245 @@
+"""Profile ``paper``: vision–language models on a user's RadGenome-ChestCT or M3D, by name.
+
+    radgenome-contour-0.5B        trained on blue contours with Qwen2.5-0.5B: a row of contour.T1
+    m3d-none-7B-2xMLP             trained on M3D with one of Med3DVLM's projectors: a row of med3dvlm.T6–T8
+    m3d-none-released             Med3DVLM's released weights, asked and not trained: a row of med3dvlm.T2–T4
+
+What is trained, and how it is asked, are the same functions as on the cohort. Closed answers of trained models are
+chosen; the released one writes them, as it was evaluated.
+"""
+
+import json
+import re
+import time
+import zlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ctvlm_lib import checkpoints
+from ctvlm_lib.alignment.arm_tables import of_seed
+from ctvlm_lib.errors import BadInput, atomic_path
+from ctvlm_lib.experiments import answers
+from ctvlm_lib.experiments.conditions import CONDITIONS
+from ctvlm_lib.experiments.real_cohort import READERS, RealCohort
+from ctvlm_lib.experiments.vlm_reader import VlmReader, worded
+from ctvlm_lib.records.record import Record, read_jsonl, write_jsonl
+from ctvlm_lib.sources import DECODERS, Sources
+from ctvlm_lib.vlm import finetune, finetune_saving
+from ctvlm_lib.vlm.feature_cache import FeatureCache
+from ctvlm_lib.vlm.finetune import Finetuning
+from ctvlm_lib.vlm.lessons import Lesson, Lessons
+from ctvlm_lib.vlm.parts import tokenizer_of
+from ctvlm_lib.vlm.processor import CtvlmProcessor
+from ctvlm_lib.vlm.projector import IN_THE_PAPER
+from ctvlm_lib.vlm.released import load_released
+
+RELEASED, QUESTIONS, ANSWERS = "released", "questions.jsonl", "test.npz"
+EPOCHS = {"radgenome": (3, 25), "m3d": (3, 5)}  # of the projector, of LoRA
+RECIPES = {  # contour.txt §4 (the projector as Med3DVLM's: a smaller decoder needs one of its own); med3dvlm.txt §4
+    "radgenome": {"pictures": 4, "projector_lr": 1e-4, "lora_lr": 2e-5, "weight_decay": 2e-2, "l2": 1e-4,
+                  "focal_gamma": 2.0, "report_weight": 1.0},
+    "m3d": {"pictures": 8, "projector_lr": 1e-4, "lora_lr": 5e-5, "weight_decay": 0.0, "report_weight": 1.0},
+}  # fmt: skip
+AT_ONCE = 4  # pictures: 34 MB each at the published size
+
+
+@dataclass(frozen=True)
+class RealArm:
+    """What a name says.
+
+    Attributes:
+        data: "radgenome" or "m3d". condition: what is drawn. decoder: size of Qwen2.5, or "released".
+        projector: name in ``ctvlm_lib.vlm.projector.PROJECTORS``.
+    """
+
+    data: str
+    condition: str
+    decoder: str
+    projector: str = "mixer"
+
+
+def arm_of(name: str) -> RealArm:
+    """Read an arm's name.
+
+    Raises:
+        BadInput: no such arm.
+    """
+    variants = {label: own for own, label in IN_THE_PAPER.items()}
+    sides = [READERS, CONDITIONS, (*DECODERS, RELEASED), variants]
+    patterns = ["|".join(map(re.escape, side)) for side in sides]
+    found = re.fullmatch("({})-({})-({})(?:-({}))?".format(*patterns), name)
+    if not found:
+        raise BadInput(
+            f"no arm of profile paper is called {name!r}; arms are DATA-CONDITION-DECODER[-PROJECTOR], such as"
+            f" radgenome-contour-0.5B: DATA {', '.join(READERS)}; CONDITION {', '.join(CONDITIONS)}; DECODER"
+            f" {', '.join(DECODERS)}, {RELEASED}; PROJECTOR {', '.join(variants)}"
+        )
+    data, condition, decoder, variant = found.groups()
+    if data == "m3d" and condition != "none":
+        raise BadInput(f"{name}: M3D has no masks, so nothing can be drawn; take the condition none")
+    if decoder == RELEASED and (condition != "none" or variant):
+        raise BadInput(
+            f"{name}: the released model has its own projector and never saw a prompt; ask {data}-none-released"
+        )
+    return RealArm(data, condition, decoder, variants[variant] if variant else "mixer")
+
+
+def recipe_of(name: str, given: Sources, pictures: int, seed: int = 0) -> Finetuning:
+    """What a trained arm learns, and how.
+
+    Args:
+        name: of the arm.
+        given: where its parts lie; its ``finetuning`` replaces what is said here.
+        pictures: of the training split: steps follow from the papers' epochs.
+        seed: of projector, adapters and steps.
+    """
+    arm = arm_of(name)
+    usual = RECIPES[arm.data] | {"words": 512, "precision": "bf16", "checkpoint_every": 500}
+    if arm.data == "radgenome" and arm.decoder == "3B":
+        usual["lora_lr"] = 1e-5
+    a_step = {**usual, **given.finetuning}["pictures"]
+    steps = [max(1, epochs * -(-pictures // a_step)) for epochs in EPOCHS[arm.data]]
+    return Finetuning.from_dict(
+        {"encoder": given.two_towers, "variant": given.variant, "decoder": given.decoders[arm.decoder],
+         "size_dhw_vox": given.size_dhw_vox, "scale": "Med3DVLM", "condition": arm.condition, "seed": seed,
+         "projector": arm.projector, "projector_steps": steps[0], "lora_steps": steps[1]} | usual | given.finetuning
+    )  # fmt: skip
+
+
+def run(
+    name: str, given: Sources, seed: int = 0, *, home: str | Path, progress: bool = True,
+    on_step: Callable[[dict], None] | None = None,
+) -> pd.DataFrame:  # fmt: skip
+    """Train an arm, or load what was released, ask it about the test split, and store its answers.
+
+    Args:
+        name: of the arm.
+        given: where data and weights lie.
+        seed: of training; the split of the patients is always the same.
+        home: gets ``results/<name>/`` with answers, questions and record, and ``checkpoints``, ``training`` and
+            ``features``. An arm that was stopped goes on from there.
+        progress, on_step: see :func:`ctvlm_lib.training.train`.
+
+    Returns:
+        The table of answers.
+
+    Raises:
+        BadInput: no such arm, or data or weights that can't be used.
+    """
+    arm, label, home = arm_of(name), of_seed(name, seed), Path(home)
+    cohort = RealCohort.of(arm.data, given.folder(arm.data), given.patients)
+    tell = print if progress else (lambda line: None)
+    tell(f"{label}: {', '.join(f'{len(some):,} {split}' for split, some in cohort.records.items())} questions")
+    began = time.monotonic()
+    if arm.decoder == RELEASED:
+        reader, about = _released(given), {"weights": Path(given.med3dvlm).name, "written": True}
+    else:
+        reader, about = _trained(name, given, cohort, seed, home, progress, on_step)
+    minutes, began = {"training": (time.monotonic() - began) / 60}, time.monotonic()
+    table = ask(reader, cohort, "test", arm.condition, seed, tell)
+    minutes["test"] = (time.monotonic() - began) / 60
+    counts = {split: {"questions": len(some), "patients": len({r.patient for r in some})}
+              for split, some in cohort.records.items()}  # fmt: skip
+    record = {"profile": "paper", "seed": seed, "data": {"name": arm.data, "splits": counts, "notes": cohort.notes}}
+    record |= about | {"minutes": {part: round(value, 2) for part, value in minutes.items()}}
+    with atomic_path(home / "results" / label) as partial:
+        partial.mkdir()
+        write_jsonl(cohort.records["test"], partial / QUESTIONS)
+        answers.save(table, cohort.records["test"], partial / ANSWERS)
+        content = json.dumps(record, indent=1, ensure_ascii=False)
+        (partial / "record.json").write_text(content + "\n", encoding="utf-8")
+    return table
+
+
+def read(folder: str | Path) -> pd.DataFrame:
+    """The answers that :func:`run` stored, see :func:`ctvlm_lib.experiments.answers.load`.
+
+    Raises:
+        BadInput: no such files, damaged ones, or answers to other questions.
+    """
+    return answers.load(Path(folder) / ANSWERS, read_jsonl(Path(folder) / QUESTIONS))
+
+
+def ask(
+    reader: VlmReader, cohort: RealCohort, split: str, condition: str, seed: int = 0,
+    tell: Callable[[str], None] = lambda line: None,
+) -> pd.DataFrame:  # fmt: skip
+    """Ask a model all of a split's questions, those about one picture together.
+
+    Args:
+        reader: of the model.
+        cohort: with the questions. split: which of them.
+        condition: what is drawn, and how questions are worded.
+        seed: of the model's training, kept in the table.
+        tell: called with a line after every tenth of the pictures.
+    """
+    made_by = reader.processor.image_input
+    records = sorted(cohort.records[split], key=lambda record: cohort.key(record, condition))
+    groups = [list(same) for _, same in groupby(records, key=lambda record: cohort.key(record, condition))]
+    said, told = [], 0
+    for start in range(0, len(groups), AT_ONCE):
+        some = groups[start : start + AT_ONCE]
+        pictures = np.stack([cohort.picture(group[0], condition, made_by) for group in some])
+        said += [pair for pairs in reader.answer(pictures, some, condition) for pair in pairs]
+        done = 10 * (start + len(some)) // len(groups)
+        if done > told:
+            tell(f"{split}: {start + len(some)} of {len(groups)} pictures")
+            told = done
+    texts, confidence = zip(*said, strict=True)
+    return answers.answer_table(records, texts, confidence, condition=condition, seed=seed)
+
+
+def lessons_of(cohort: RealCohort, condition: str) -> list[Lesson]:
+    """What the training split teaches: everything that is asked about each picture."""
+    groups: dict[str, list[Record]] = {}
+    for record in cohort.records["train"]:
+        groups.setdefault(cohort.key(record, condition), []).append(worded(record, condition))
+    return [Lesson(key, tuple(asked)) for key, asked in groups.items()]
+
+
+def _trained(name, given, cohort, seed, home, progress, on_step) -> tuple[VlmReader, dict]:
+    label, condition = of_seed(name, seed), arm_of(name).condition
+    taught = lessons_of(cohort, condition)
+    config = recipe_of(name, given, len(taught), seed)
+    model, processor = finetune.build(config)
+    features = _features(model, processor, cohort, taught, condition, home / "features")
+    curves = finetune.finetune(model, Lessons(processor, taught), features, config, folder=home / "training" / label,
+                               on_step=on_step, progress=progress)  # fmt: skip
+    record = checkpoints.circumstances(curves)
+    finetune_saving.save(home / "checkpoints" / label, model, config, record | {"profile": "paper"})
+    model, processor, _ = finetune_saving.load(home / "checkpoints" / label)  # what is asked is what was stored
+    plain = asdict(config) | {"encoder": Path(config.encoder).name, "decoder": Path(config.decoder).name}
+    return VlmReader(model, processor), record | {"finetuning": plain}
+
+
+def _released(given: Sources) -> VlmReader:
+    size = {"size_dhw_vox": given.size_dhw_vox, "profile": "paper"}
+    model = load_released(given.med3dvlm, encoder={"kind": "dcformer", "variant": given.variant}, **size).model
+    model.freeze(encoder=True, projector=True, decoder=True)
+    processor = CtvlmProcessor.for_config(model.config, tokenizer_of(given.med3dvlm), scale="Med3DVLM",
+                                          colour="luminance")  # fmt: skip
+    return VlmReader(model, processor, written=True)
+
+
+def _features(model, processor, cohort: RealCohort, taught: list[Lesson], condition: str, store: Path) -> FeatureCache:
+    """Features of all training pictures, computed once; other decoders and seeds read them from the disk."""
+    first = {}
+    for record in cohort.records["train"]:
+        first.setdefault(cohort.key(record, condition), record)
+    content = 0
+    for lesson in taught:
+        path = cohort.folder / first[lesson.key].volume
+        content = zlib.crc32(f"{lesson.key} {path.stat().st_size} {path.stat().st_mtime_ns}".encode(), content)
+    path = store / f"{model.encoder_id()}-{cohort.data}-{condition}-{len(first)}-{content:08x}.safetensors"
+    if path.is_file():
+        return FeatureCache.load(path)
+    made_by = processor.image_input
+    found = FeatureCache.of(model, tuple(first), lambda key: cohort.picture(first[key], condition, made_by),
+                            batch=AT_ONCE)  # fmt: skip
+    found.save(path)
+    return found

@@ -1,0 +1,146 @@
+"""Profile ``paper``: where a user's copies of the data sets and weights lie, and what is run on them; a TOML file.
+
+    [data]                              # folders; a part that is left out isn't run
+    ct_rate = "/data/CT-RATE"
+    radgenome = "/data/RadGenome-ChestCT"
+    m3d = "/data/M3D"
+    [weights]                           # folders, files, or repositories of the model hub; these are the defaults
+    two_towers = "MagicXin/DCFormer_SigLIP"
+    text = "medicalai/ClinicalBERT"
+    med3dvlm = "MagicXin/Med3DVLM-Qwen-2.5-7B"
+    [decoders]
+    "0.5B" = "Qwen/Qwen2.5-0.5B-Instruct"
+    [run]
+    arms = ["m3d-none-released", "radgenome-none-0.5B", "radgenome-contour-0.5B"]
+    pretraining = {epochs = 0}          # 0 only scores two_towers
+    finetuning = {}                     # fields of ctvlm_lib.vlm.finetune.Finetuning
+    patients = 0                        # fewer of each split, for a trial; 0 takes all
+
+A path that isn't absolute is looked for below the folder of the file. ``ctvlm run --profile paper --sources FILE``
+hands the file to the notebooks, ``ctvlm arm`` and ``ctvlm table`` take it as well.
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+
+from ctvlm_lib.errors import BadInput
+
+VARIABLE = "CTVLM_SOURCES"  # by which the file reaches notebooks
+DECODERS = {size: f"Qwen/Qwen2.5-{size}-Instruct" for size in ("0.5B", "1.5B", "3B", "7B")}
+_TABLES = {"data": ("ct_rate", "radgenome", "m3d"), "weights": ("two_towers", "text", "med3dvlm"),
+           "run": ("arms", "pretraining", "finetuning", "patients", "variant", "size_dhw_vox")}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What a user has.
+
+    Attributes:
+        ct_rate, radgenome, m3d: folders of data sets, "" for one that isn't there.
+        two_towers: DCFormer and text tower. text: the text tower's configuration and tokenizer. med3dvlm: the whole
+            model, with its tokenizer.
+        decoders: size → language model in the hub's layout.
+        arms: of :mod:`ctvlm_lib.experiments.real_arms` that a notebook runs.
+        pretraining: options of ``ctvlm arm dcformer-siglip-m3d``. finetuning: fields that an arm has otherwise.
+        patients: the first so many of each split; 0 takes all.
+        variant: of DCFormer. size_dhw_vox: that volumes are brought to.
+    """
+
+    ct_rate: str = ""
+    radgenome: str = ""
+    m3d: str = ""
+    two_towers: str = "MagicXin/DCFormer_SigLIP"
+    text: str = "medicalai/ClinicalBERT"
+    med3dvlm: str = "MagicXin/Med3DVLM-Qwen-2.5-7B"
+    decoders: Mapping[str, str] = field(default_factory=lambda: dict(DECODERS))
+    arms: tuple[str, ...] = ()
+    pretraining: Mapping = field(default_factory=lambda: {"epochs": 0})
+    finetuning: Mapping = field(default_factory=dict)
+    patients: int = 0
+    variant: str = "small"
+    size_dhw_vox: tuple[int, int, int] = (128, 256, 256)
+
+    def folder(self, data: str) -> str:
+        """Folder of a data set.
+
+        Raises:
+            BadInput: none is named.
+        """
+        if not getattr(self, data):
+            raise BadInput(f"no copy of {data} is named; write its folder into the sources file: [data] {data} = …")
+        return getattr(self, data)
+
+
+def load(path: str | Path = "") -> Sources:
+    """Read a sources file.
+
+    Args:
+        path: of the file; empty takes the one that ``$CTVLM_SOURCES`` names.
+
+    Raises:
+        BadInput: none is named, it can't be read, or it names what there isn't.
+    """
+    path = str(path) or os.environ.get(VARIABLE, "")
+    if not path:
+        raise BadInput(
+            "profile paper needs a file that says where your data and weights lie; give it with --sources FILE"
+            " (ctvlm_lib/sources.py shows one)"
+        )
+    path = Path(path).expanduser()
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadInput(f"can't read {path}: {error.strerror}; give the sources file with --sources FILE") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path.name} isn't TOML: {error}") from None
+    found = {"decoders": DECODERS | _of(content.pop("decoders", {}), tuple(DECODERS), f"{path.name} [decoders]")}
+    unknown = [name for name in content if name not in _TABLES]
+    if unknown:
+        raise BadInput(f"{path.name} has a part [{unknown[0]}]; it may have {', '.join((*_TABLES, 'decoders'))}")
+    for part, names in _TABLES.items():
+        found |= _of(content.get(part, {}), names, f"{path.name} [{part}]")
+    return _absolute(_typed(found, path.name), path.resolve().parent)
+
+
+def of_profile(profile: str) -> Sources | None:
+    """The sources in profile ``paper``, None in the others; a notebook's cell asks this first."""
+    return load() if profile == "paper" else None
+
+
+def _of(table: object, names: tuple[str, ...], where: str) -> dict:
+    if not isinstance(table, dict):
+        raise BadInput(f"{where} is {table!r}; a table with some of {', '.join(names)} is expected")
+    unknown = [name for name in table if name not in names]
+    if unknown:
+        raise BadInput(f"{where} has {unknown[0]!r}; it may have {', '.join(names)}")
+    return table
+
+
+def _typed(found: dict, name: str) -> Sources:
+    """Lists as tuples; a value of another type than the default's is refused."""
+    usual, made = asdict(Sources()), {}
+    for what, value in found.items():
+        value = tuple(value) if isinstance(value, list) else value
+        if type(value) is not type(usual[what]):
+            raise BadInput(f"{name}: {what} is {value!r}; {type(usual[what]).__name__} is expected")
+        made[what] = value
+    return Sources(**made)
+
+
+def _absolute(given: Sources, home: Path) -> Sources:
+    """Paths below the file's folder as whole paths; names of the hub's repositories stay."""
+
+    def whole(value: str) -> str:
+        there = home / Path(value).expanduser()
+        return str(there) if value and there.exists() else value
+
+    usual = Sources()
+    paths = [f.name for f in fields(Sources) if isinstance(getattr(usual, f.name), str) and f.name != "variant"]
+    for data in _TABLES["data"]:
+        if getattr(given, data) and not Path(whole(getattr(given, data))).is_dir():
+            raise BadInput(f"[data] {data} is {getattr(given, data)!r}, and no folder is there; correct the path")
+    return replace(given, **{name: whole(getattr(given, name)) for name in paths},
+                   decoders={size: whole(one) for size, one in given.decoders.items()})  # fmt: skip

@@ -1,0 +1,84 @@
+"""The parts that a finetuning begins with: what ships with the workbook, or a user's own in the hub's layouts."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from ctvlm_lib.alignment.checkpoints import load as load_aligned
+from ctvlm_lib.encoder.model import TokenEncoder
+from ctvlm_lib.encoder.released import load_released
+from ctvlm_lib.errors import BadInput
+from ctvlm_lib.vlm import ladder, smollm2
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from ctvlm_lib.vlm.finetune import Finetuning
+
+
+def encoder_of(config: "Finetuning", folder: str | Path) -> TokenEncoder:
+    """The encoder: a checkpoint of the workbook, or with ``variant`` a DCFormer in one of its released layouts.
+
+    Args:
+        config: names it.
+        folder: of checkpoints.
+
+    Raises:
+        BadInput: there is none, or it doesn't fit.
+    """
+    if config.variant:
+        return load_released(config.encoder, config.variant, profile="paper").encoder
+    return load_aligned(Path(folder) / config.encoder)[0].encoder
+
+
+def decoder_of(config: "Finetuning", folder: str | Path) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """The decoder and its tokenizer: of the ladder, SmolLM2, or a user's, in 16 bits if the training is.
+
+    Args:
+        config: names it; with ``variant``, as in profile ``paper``, it may also be a repository of the model hub.
+        folder: of checkpoints.
+
+    Raises:
+        BadInput: there is none.
+    """
+    name = config.decoder
+    if name == smollm2.ASSET:
+        return smollm2.load(dtype=torch.float32)
+    if name in ladder.SIZES or not (config.variant or Path(name).is_dir()):
+        decoder, tokenizer = ladder.load(name, folder)
+        return (ladder.build(name, config.seed) if config.from_scratch else decoder), tokenizer
+    if config.from_scratch:
+        raise BadInput(f"from_scratch is for the sizes of the ladder ({', '.join(ladder.SIZES)}), not for {name}")
+    return from_hub(name, torch.bfloat16 if config.precision == "bf16" else torch.float32)
+
+
+def from_hub(name: str, dtype: torch.dtype) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """A causal language model that transformers knows, and its tokenizer; no code of a repository is run.
+
+    Raises:
+        BadInput: no such folder or repository, or it holds no such model.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        decoder = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise BadInput(f"{name} can't be had as a language model ({reason}); give its folder or repository") from error
+    return decoder.eval(), tokenizer_of(name)
+
+
+def tokenizer_of(name: str) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a folder or repository.
+
+    Raises:
+        BadInput: there is none.
+    """
+    from transformers import AutoTokenizer, PretrainedConfig
+
+    try:  # Med3DVLM's config.json names a model that transformers doesn't know; a tokenizer needs none of it
+        return AutoTokenizer.from_pretrained(name, config=PretrainedConfig(), trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise BadInput(f"{name} holds no tokenizer ({reason}); give the folder or repository that has it") from error
