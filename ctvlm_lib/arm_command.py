@@ -2,6 +2,7 @@
 
 import argparse
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from ctvlm_lib.errors import BadInput
@@ -12,6 +13,11 @@ arms whose name ends in -m3d are of profile paper and train on your copy of M3D-
   ctvlm arm dcformer-siglip-m3d --profile paper --data DIR
   ctvlm arm dcformer-siglip-m3d --profile paper --data DIR --start MagicXin/DCFormer_SigLIP --epochs 0
 the second only scores the released weights.
+
+DATA-CONDITION-DECODER[-PROJECTOR] is a vision-language model on your RadGenome-ChestCT or M3D, such as
+radgenome-contour-0.5B, m3d-none-7B-2xMLP, m3d-none-released; FILE says where data and weights lie
+(ctvlm_lib/sources.py shows one):
+  ctvlm arm radgenome-contour-0.5B --profile paper --sources FILE
 
 several GPUs, or several processes on a CPU (an ordinary `accelerate launch --cpu` starts one process only):
   accelerate launch --multi_gpu --num_processes 8 -m ctvlm_lib arm NAME …
@@ -59,6 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of everything random (default 0)")
     parser.add_argument("--out", default="", metavar="DIR", help="output folder (default: $CTVLM_OUT, else out)")
     parser.add_argument("--data", default="", metavar="DIR", help="profile paper: the folder that holds M3D_Cap_npy")
+    parser.add_argument("--sources", default="", metavar="FILE", help="profile paper: where your data and weights lie")
     parser.add_argument("--check", action="store_true", help="profile paper: read every volume to its end first (slow)")
     parser.add_argument(
         "--frozen-text", action="store_true", help="profile paper: keep the text tower as it was pretrained"
@@ -87,8 +94,11 @@ def command(args: argparse.Namespace) -> int:
         return _vlm(args)
     if args.name.startswith("readout-"):
         return _read_out(args)
+    if args.name.startswith(("radgenome-", "m3d-")):
+        return _real(args)
     if args.name not in arms.ARMS:
-        patterns = ("readout-ENCODER-CONDITION", "vlm-ENCODER-CONDITION-DECODER[-VARIANT]")
+        patterns = ("readout-ENCODER-CONDITION", "vlm-ENCODER-CONDITION-DECODER[-VARIANT]",
+                    "DATA-CONDITION-DECODER[-PROJECTOR] (profile paper)")  # fmt: skip
         there = (*arms.ARMS, *probes.PROBES, *patterns)
         raise BadInput(f"no arm is called {args.name!r}; there are: {', '.join(there)}")
     home, changes = run_folder(args.profile, args.out), _changes(args)
@@ -108,6 +118,13 @@ def command(args: argparse.Namespace) -> int:
         weights = f", weights in {home / 'checkpoints' / label}" if result.curve else ""
         print(f"tables in {home / 'results' / label}{weights}")
     return 0
+
+
+def run_arm(words: Sequence[str]) -> int:
+    """Run ``ctvlm arm`` with the words of a command line."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return command(parser.parse_args(list(words)))
 
 
 def _probe(args: argparse.Namespace) -> int:
@@ -143,6 +160,23 @@ def _vlm(args: argparse.Namespace) -> int:
     )  # fmt: skip
     print(by_kind([of_table(args.name, said["test"], args.seed)]).to_string(index=False))
     print(f"closed accuracy on test, region named, in %; answers in {results / label}")
+    return 0
+
+
+def _real(args: argparse.Namespace) -> int:
+    """Train or load a model of profile paper, ask it about the user's data, store its answers."""
+    from ctvlm_lib import sources
+    from ctvlm_lib.experiments import real_arms
+
+    real_arms.arm_of(args.name)  # a wrong name is told before anything is read
+    if args.profile != "paper":
+        raise BadInput(f"{args.name} is of profile paper: give --profile paper and --sources FILE")
+    extra = sorted(_changes(args))
+    if extra:
+        raise BadInput(f"{args.name} takes --seed and --sources, not --{extra[0]}; write it into the sources file")
+    home = run_folder(args.profile, args.out)
+    real_arms.run(args.name, sources.load(args.sources), args.seed, home=home)
+    print(f"answers in {home / 'results'}; `ctvlm ledger --profile paper` shows what follows from them")
     return 0
 
 

@@ -14,6 +14,7 @@ from ctvlm_lib.errors import atomic_path
 from ctvlm_lib.notebook_html import write_html
 from ctvlm_lib.run import write_json
 
+TAG = "paper"  # of the cells that run in this profile
 KERNEL_START_S = 180  # a loaded machine can need a minute to start a kernel
 
 
@@ -35,12 +36,14 @@ def execute(source: Path, executed: Path, parameters: dict, scratch: Path) -> di
 
     Returns:
         ``{"failure": None}``, or ``{"failure": {"cell", "source", "error"}}`` with the cell's number in the source
-        notebook, from 1.
+        notebook, from 1. In profile ``paper`` only the cells that read the user's data run, if there are any.
     """
     import nbformat
     import papermill
     from papermill.exceptions import PapermillExecutionError
 
+    if parameters.get("profile") == "paper":
+        source = _own_part(source, scratch)
     failure = None
     with atomic_path(executed) as partial:
         try:
@@ -63,6 +66,22 @@ def execute(source: Path, executed: Path, parameters: dict, scratch: Path) -> di
 def _last_line(error) -> str:
     message = (error.evalue or "").strip().splitlines()
     return f"{error.ename}: {message[0]}" if message else str(error.ename)
+
+
+def _own_part(source: Path, scratch: Path) -> Path:
+    """The notebook that profile ``paper`` runs: title, parameters and the cells tagged for it; the whole without any.
+
+    The lessons on phantoms teach nothing new there, and take minutes.
+    """
+    import nbformat
+
+    notebook = nbformat.read(source, as_version=4)
+    tags = [set(cell.metadata.get("tags", [])) for cell in notebook.cells]
+    if not any(TAG in some for some in tags):
+        return source
+    notebook.cells = [c for k, c in enumerate(notebook.cells) if not k or tags[k] & {"parameters", TAG}]
+    nbformat.write(notebook, scratch / source.name)
+    return scratch / source.name
 
 
 def _cell_in_source(notebook, index: int, parameters_injected: bool) -> int:

@@ -4,17 +4,19 @@ import contextlib
 import datetime
 import difflib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from ctvlm_lib import notebook_outputs as outputs
+from ctvlm_lib import sources
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.notebook_key import notebook_key
 from ctvlm_lib.notebook_list import Notebook, find_notebooks, select
 from ctvlm_lib.notebook_process import run_notebook
 from ctvlm_lib.notebook_progress import Progress, duration
 from ctvlm_lib.notebook_store import store
-from ctvlm_lib.run import PROJECT, check_profile, check_seed, environment_record, run_folder, write_json
+from ctvlm_lib.run import PROJECT, check_profile, check_seed, environment_record, file_hash, run_folder, write_json
 
 __all__ = ["Notebook", "add_arguments", "command", "find_notebooks", "run", "store"]
 
@@ -181,7 +183,11 @@ class _WorkbookRun:
 
     def _key(self, notebook: Notebook) -> str:
         upstream = {need: outputs.load_state(self.folder, need) for need in notebook.needs}
-        return notebook_key(notebook.content, {"profile": self.profile, "seed": self.seed}, upstream)
+        parameters = {"profile": self.profile, "seed": self.seed}
+        named = os.environ.get(sources.VARIABLE) if self.profile == "paper" else ""
+        if named and Path(named).is_file():
+            parameters["sources"] = file_hash(Path(named))
+        return notebook_key(notebook.content, parameters, upstream)
 
     def _expected_current(self) -> set[str]:
         """Return the names that should not need to run, as far as can be told before the first one has run."""
@@ -257,6 +263,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--profile", default="quick", help="quick (default), full or paper")
     parser.add_argument("--only", metavar="NUMBERS", help="run only these notebooks, for example 30,50")
     parser.add_argument("--out", metavar="DIR", help="output folder (default: $CTVLM_OUT, else out/ in the project)")
+    parser.add_argument("--sources", metavar="FILE", help="profile paper: where your data and weights lie")
     parser.add_argument("--fresh", action="store_true", help="remove earlier results of these notebooks first")
     parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers (default 0)")
     parser.add_argument("--notebooks", metavar="DIR", help="folder of the notebooks (default: the project's)")
@@ -265,6 +272,10 @@ def add_arguments(parser) -> None:
 
 def command(args) -> int:
     """Run ``ctvlm run``; return its exit code."""
+    if args.sources:
+        os.environ[sources.VARIABLE] = str(Path(args.sources).expanduser().resolve())
+    if args.profile == "paper" and os.environ.get(sources.VARIABLE):
+        sources.load()  # a file that can't be used is told before anything runs
     code = run(args.profile, args.only, args.out, args.fresh, args.seed, args.notebooks)
     if args.store and code == 0:
         for line in store(args.out, args.notebooks, args.profile):

@@ -1,6 +1,6 @@
 """Everything that profile paper reads, in miniature: data sets in their layouts, weights in the hub's, a sources file.
 
-All weights are random, so that nothing is learnt or known: what is tested is that each part reads what the part before
+Weights are random, so that nothing is learnt or known: what is tested is that each part reads what the part before
 it wrote, and that the ledger's rows are filled.
 """
 
@@ -21,7 +21,7 @@ from ctvlm_lib.vlm.model import CtvlmModel
 from ctvlm_lib.vlm.processor import with_placeholder
 
 SIZE, VARIANT = (64, 64, 128), "nano"
-PATIENTS = 10
+PATIENTS, QUESTIONS = 10, 8  # questions of each patient
 LOBE, HEART = "lung/lung/lung lower lobe/left lung lower lobe", "heart/heart"
 KINDS = {  # question type: (question, choices)
     1: ("What is the plane?", ("Axial", "Coronal", "Sagittal", "Oblique")),
@@ -125,14 +125,14 @@ def make_qwen(folder: Path, seed: int = 0) -> Path:
 
 
 def make_med3dvlm(folder: Path) -> Path:
-    """The whole model with random weights, under the released names, with the released splice."""
+    """The whole model under the released names, with the released splice; its decoder says always the same."""
     words = with_placeholder(tokenizer())
     decoder = decoder_config(vocab=len(words), max_position_embeddings=600)
     config = CtvlmConfig({"kind": "dcformer", "variant": VARIANT}, decoder, size_dhw_vox=SIZE, image_tokens=1,
                          image_token_id=len(words) - 1, splice="as released")  # fmt: skip
     config.image_tokens = count_image_tokens(config)
     model = CtvlmModel.with_seed(config, 3)
-    louder(model.decoder)
+    say_a_or_no(model.decoder, words)
     parts = {"model.vision_tower.vision_tower.": model.encoder, "model.mm_projector.": model.projector,
              "model.": model.decoder.model, "lm_head.": model.decoder.lm_head}  # fmt: skip
     tensors = {prefix + name: t.clone() for prefix, part in parts.items() for name, t in part.state_dict().items()}
@@ -144,3 +144,20 @@ def make_med3dvlm(folder: Path) -> Path:
     (folder / "config.json").write_text(json.dumps(content, default=str), encoding="utf-8")
     words.save_pretrained(folder)
     return folder
+
+
+@torch.no_grad()
+def say_a_or_no(decoder, words) -> None:
+    """Make a decoder answer "A" where choices stand at the end and "no" behind a question mark: answers can be read."""
+    a, no, asked = (words(text)["input_ids"] for text in ("A", "no", "?"))
+    assert len(a) == len(no) == len(asked) == 1
+    for layer in decoder.model.layers:
+        layer.self_attn.o_proj.weight.zero_()
+        layer.mlp.down_proj.weight.zero_()
+    embeddings, head = decoder.model.embed_tokens.weight, decoder.lm_head.weight
+    for table in (embeddings, head):
+        table.zero_()
+    embeddings[:, 0] = 1
+    for tokens, place in ((asked, 1), ((*a, *no), 2)):
+        embeddings[list(tokens)] = torch.eye(embeddings.shape[1])[place]
+    head[a[0], 0], head[no[0], 1], head[words.eos_token_id, 2] = 9, 9, 9

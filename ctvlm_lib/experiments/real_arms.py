@@ -137,7 +137,7 @@ def run(
     tell(f"{label}: {', '.join(f'{len(some):,} {split}' for split, some in cohort.records.items())} questions")
     began = time.monotonic()
     if arm.decoder == RELEASED:
-        reader, about = _released(given), {"weights": Path(given.med3dvlm).name, "written": True}
+        reader, about = _released(given), checkpoints.circumstances({}) | {"weights": Path(given.med3dvlm).name}
     else:
         reader, about = _trained(name, given, cohort, seed, home, progress, on_step)
     minutes, began = {"training": (time.monotonic() - began) / 60}, time.monotonic()

@@ -2,7 +2,6 @@
 
 import argparse
 
-from ctvlm_lib.alignment.arm_tables import RESULTS
 from ctvlm_lib.run import check_profile, run_folder
 
 
@@ -19,7 +18,7 @@ def command(args: argparse.Namespace) -> int:
     from ctvlm_lib.ledger.ours import Results
 
     home = run_folder(args.profile, args.out)
-    found = page.write(home, Results((RESULTS, run_folder("full", args.out) / "results")))
+    found = page.write(home, Results.of_profile(args.profile, args.out))
     print(rows.counts(found).to_string(index=False))
     print(f"{len(found)} published numbers; written to {home}: ledger.csv, ledger_claims.csv, report/ledger.html")
     return 0

@@ -15,13 +15,15 @@ import pandas as pd
 
 from ctvlm_lib.alignment.arm_tables import RESULTS, name_and_seed
 from ctvlm_lib.errors import BadInput
+from ctvlm_lib.evaluate.choice import score_closed
 from ctvlm_lib.evaluate.intervals import Interval, bootstrap_of_sums, mean_of_sums
-from ctvlm_lib.experiments import asked, vlm_tables
+from ctvlm_lib.experiments import asked, real_arms, vlm_tables
 from ctvlm_lib.experiments.vlm_tables import ArmAnswers
 from ctvlm_lib.ledger import decoder_sizes, stored_scores
-from ctvlm_lib.ledger.quantities import Quantity, Recall, Score, Size
+from ctvlm_lib.ledger.quantities import Quantity, RealScore, Recall, Score, Size
 from ctvlm_lib.records import protocol
 from ctvlm_lib.records.committed import as_it_stands
+from ctvlm_lib.run import run_folder
 
 ANSWERS, TABLE = "test.npz", "test.csv"
 
@@ -53,12 +55,20 @@ class Results:
 
     Args:
         roots: folders with a folder for each arm and seed; what a later one has replaces an earlier one's.
+        real: folder with the arms of profile ``paper``, a user's own; None where there are none.
         stored: whether the scores that lie beside the answers are taken, while they belong to these answers.
     """
 
     roots: Sequence[str | Path] = (RESULTS,)
     stored: bool = True
+    real: str | Path | None = None
     _read: dict = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of_profile(cls, profile: str, out: str | Path = "") -> "Results":
+        """What ships with the workbook, what was trained into an output folder, and in ``paper`` the user's own."""
+        real = run_folder("paper", out) / "results" if profile == "paper" else None
+        return cls((RESULTS, run_folder("full", out) / "results"), real=real)
 
     @cached_property
     def asked(self) -> asked.Asked:
@@ -80,6 +90,15 @@ class Results:
                 if lost:
                     raise BadInput(f"{path.name} is half finished: {lost[0]} isn't there; run `ctvlm arm {arm}"
                                    f" --seed {seed}` again, or take the folder away")  # fmt: skip
+                found[seed] = path
+        return found
+
+    def real_folders(self, arm: str) -> dict[int, Path]:
+        """Seed → folder of a user's finished arm; for retrieval also released weights that were only scored."""
+        found = {}
+        for path in sorted(Path(self.real).glob(f"{arm}*")) if self.real else ():
+            name, seed = name_and_seed(path.name)
+            if path.is_dir() and (name == arm or name.startswith(f"{arm}-epochs0-start")):
                 found[seed] = path
         return found
 
@@ -106,8 +125,18 @@ class Results:
         """
         if isinstance(quantity, Size):
             return Measured(decoder_sizes.parameters(quantity.decoder) / 1e9)
-        folders = self.folders(quantity.arm)
-        one = self.score if isinstance(quantity, Score) else self._recall
+        return self._measured(quantity, self.folders(quantity.arm))
+
+    def measure_real(self, quantity: RealScore | Recall | None) -> Measured | None:
+        """The value of a quantity on the user's own data, None where no arm of it has finished.
+
+        Raises:
+            BadInput: answers that can't be read.
+        """
+        return None if quantity is None else self._measured(quantity, self.real_folders(quantity.arm))
+
+    def _measured(self, quantity: Score | RealScore | Recall, folders: dict[int, Path]) -> Measured | None:
+        one = {Score: self.score, RealScore: self._real_score, Recall: self._recall}[type(quantity)]
         found = {seed: interval for seed, path in sorted(folders.items()) if (interval := one(quantity, path))}
         if not found:
             return None
@@ -129,6 +158,13 @@ class Results:
             self._read[key] = score(self.answers(path), quantity)
         return self._read[key]
 
+    def _real_score(self, quantity: RealScore, path: Path) -> Interval | None:
+        if path not in self._read:
+            arm, table = real_arms.arm_of(quantity.arm), real_arms.read(path)
+            table = table.assign(correct=score_closed(table)["correct"].astype(float).reindex(table.index))
+            self._read[path] = ArmAnswers(quantity.arm, 0, "", arm.condition, arm.decoder, "", table)
+        return score(self._read[path], quantity)
+
     def _recall(self, quantity: Recall, path: Path) -> Interval | None:
         rows = pd.read_csv(path / TABLE)
         same = (rows["direction"] == quantity.direction) & (rows["gallery"] == quantity.gallery)
@@ -140,7 +176,7 @@ class Results:
         return Interval(*recall, n=int(row["queries"]), patients=int(row["queries"]))
 
 
-def score(arm: ArmAnswers, quantity: Score) -> Interval | None:
+def score(arm: ArmAnswers, quantity: Score | RealScore) -> Interval | None:
     """One arm's score with its interval over patients, 0–100; None where it wasn't asked such questions."""
     rows = arm.rows(quantity.form, quantity.kinds, "named")
     if rows.empty:
@@ -164,7 +200,7 @@ def check_protocol(label: str, record: dict) -> None:
         )
 
 
-def _sums(arm: ArmAnswers, rows: pd.DataFrame, quantity: Score) -> tuple[np.ndarray, Callable]:
+def _sums(arm: ArmAnswers, rows: pd.DataFrame, quantity: Score | RealScore) -> tuple[np.ndarray, Callable]:
     if quantity.metric == "accuracy":
         return np.stack([100 * rows["correct"].to_numpy(), np.ones(len(rows))], axis=1), mean_of_sums
     return arm.statistics(rows, [quantity.metric]).sums(quantity.metric)

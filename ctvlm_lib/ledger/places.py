@@ -17,16 +17,15 @@ from ctvlm_lib.alignment import arms as pretraining
 from ctvlm_lib.evaluate.text_papers import variant_for
 from ctvlm_lib.experiments.vlm_arms import ARMS
 from ctvlm_lib.experiments.vlm_tables import pooled_kinds
+from ctvlm_lib.ledger import real_places
 from ctvlm_lib.ledger.decoder_sizes import UVLM
 from ctvlm_lib.ledger.published import Published
 from ctvlm_lib.ledger.quantities import Quantity, Recall, Score, Size
 from ctvlm_lib.records import protocol
 
 EXACT, ANALOGUE, DATA, NOT, LOST = KINDS = ("exact", "analogue", "data", "not computable", "lost in the source text")
+PROMPTS = real_places.PROMPTS
 SIZES = {"0.5B": "small", "1.5B": "middle", "3B": "large"}
-PROMPTS = {
-    "no prompt": "none", "contour (VISTA-Prompt)": "contour", "positive box only": "box", "dual-polarity boxes": "dual",
-}  # fmt: skip
 BATCH = 32  # of the pretraining arms that stand in the ledger; the paper's is 64 on each GPU
 PROJECTOR = "2xMLP-Mixer-H"  # Med3DVLM's own
 NOT_ASKED = "organ"  # without a prompt nothing tells on phantoms which structure is meant
@@ -66,15 +65,18 @@ def place(cell: Published) -> Place:
         lost = "lost in OCR" in cell.note or cell.note.startswith(("UNVERIFIED", "UNCERTAIN"))
         missing = lost and "no number printed" not in cell.note
         return Place(LOST, why=cell.note) if missing else Place(NOT, why=_NO_NUMBER)
-    return _with_command(_PAPERS[cell.paper](cell))
+    made = _PAPERS[cell.paper](cell)
+    if made.kind == DATA:
+        return replace(made, command=real_places.command(real_places.quantity(cell)))
+    return _with_command(made)
 
 
 def _prompts(cell: Published) -> Place:
     """The contour and the dual-box paper's tables."""
-    if cell.row.startswith("Med3DVLM-7B"):
-        return Place(DATA, why="needs the released 7 B weights and RadGenome-ChestCT; " + cell.note, built=False)
     if cell.paper == "dualbox" and cell.group == "PMC-VQA":
         return Place(NOT, why=_PMC)
+    if cell.row.startswith("Med3DVLM-7B"):
+        return Place(DATA, why="needs the released 7 B weights and RadGenome-ChestCT; " + cell.note)
     size, prompt = re.fullmatch(r"Qwen2\.5-(\S+) \+ (.+)", cell.row).groups()
     form = "report" if cell.group.startswith("report") else "closed" if cell.column == "accuracy" else "open"
     kinds = _pooled(f"{cell.paper}-{cell.table}", form)
@@ -92,7 +94,7 @@ def _med3dvlm(cell: Published) -> Place:
     kind = cell.condition.removeprefix("question type ").lower()
     if cell.column == "BERTScore" or kind in ("plane", "organ"):
         why = _BERT if cell.column == "BERTScore" else {"plane": _PLANE, "organ": _ORGAN}[kind]
-        return Place(DATA, why=why, built=False)
+        return Place(DATA, why=why)
     form = "report" if cell.group.endswith("report generation") else "closed" if "closed" in cell.group else "open"
     pooled = tuple(one for one in _pooled("med3dvlm", form) if one != NOT_ASKED)
     kinds = (kind,) if kind in pooled else pooled  # the mean, or reports
@@ -112,7 +114,7 @@ def _retrieval(cell: Published) -> Place:
     patients = protocol.load().size("test", "full")
     if gallery > patients:
         why = f"{gallery:,} candidates are more than the cohort's {patients} test patients; needs M3D-Cap"
-        return Place(DATA, why=why, command=f"ctvlm arm {encoder}-m3d --profile paper --data DIR")
+        return Place(DATA, why=why)
     return Place(ANALOGUE, Recall(f"{encoder}-{BATCH}", direction, gallery, k),
                  f"phantoms for M3D-Cap, batches of {BATCH}; equal reports count as one", "50")  # fmt: skip
 
@@ -152,7 +154,7 @@ def _pooled(key: str, form: str) -> tuple[str, ...]:
 
 def _with_command(made: Place) -> Place:
     arm = getattr(made.quantity, "arm", "")
-    if not arm or made.command:
+    if not arm:
         return made
     if arm not in ARMS and arm not in pretraining.ARMS:
         raise KeyError(f"{arm} is no arm of the library")

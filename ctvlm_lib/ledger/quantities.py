@@ -30,6 +30,21 @@ class Score:
 
 
 @dataclass(frozen=True)
+class RealScore:
+    """A score on the user's copy of a real data set, see :mod:`ctvlm_lib.experiments.real_arms`.
+
+    Attributes:
+        arm: of profile ``paper``. form, metric, kinds, mean: as of :class:`Score`.
+    """
+
+    arm: str
+    form: str = "closed"
+    metric: str = "accuracy"
+    kinds: tuple[str, ...] = ()
+    mean: bool = False
+
+
+@dataclass(frozen=True)
 class Recall:
     """Recall of reports or volumes of a pretrained encoder, in %.
 
@@ -54,4 +69,4 @@ class Size:
     decoder: str
 
 
-Quantity = Score | Recall | Size
+Quantity = Score | RealScore | Recall | Size

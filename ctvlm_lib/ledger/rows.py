@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from ctvlm_lib.ledger import places, published, stored_scores
+from ctvlm_lib.ledger import places, published, real_places, stored_scores
 from ctvlm_lib.ledger.ours import Results
-from ctvlm_lib.ledger.places import ANALOGUE, EXACT, Place
+from ctvlm_lib.ledger.places import ANALOGUE, DATA, EXACT, Place
 from ctvlm_lib.ledger.published import Published
 from ctvlm_lib.ledger.quantities import Score
 
@@ -104,8 +104,12 @@ def agrees(printed: float, ours: float) -> bool:
 
 
 def _row(cell: Published, results: Results) -> dict:
-    place = places.place(cell)
-    found = results.measure(place.quantity) if place.quantity is not None else None
+    place, real = places.place(cell), real_places.quantity(cell)
+    found = results.measure_real(real)
+    if found is not None:  # a user's own data go before phantoms
+        place = Place(DATA, real, f"on the user's own copy; {place.why}", "80", real_places.command(real))
+    elif place.quantity is not None:
+        found = results.measure(place.quantity)
     row = {
         "paper": cell.paper, "table": cell.table, "row": cell.row, "group": cell.group, "column": cell.column,
         "condition": cell.condition, "published": cell.value, "unit": cell.unit, "kind": place.kind,

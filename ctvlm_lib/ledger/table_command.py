@@ -1,6 +1,7 @@
 """``ctvlm table PAPER.TABLE``: a published table beside ours, and what it takes to have the rest."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,12 +13,15 @@ from ctvlm_lib.run import check_profile, run_folder
 if TYPE_CHECKING:
     import pandas as pd
 
+    from ctvlm_lib.ledger.ours import Results
+
 MORE = """\
 profiles:
   quick   (default) from the answers that ship with the workbook; beside it what `make run` left here, if it did
   full    first trains the arms of this table that are missing, one after the other (hours on a CPU; can be stopped
           and taken up again)
-  paper   which commands ask for the real data and weights
+  paper   which commands ask for the real data and weights; with --sources FILE (see ctvlm_lib/sources.py) first
+          trains and asks the arms of this table that are missing
 """
 QUICK = {"contour.T1": "70_quick_contour_T1.csv", "dualbox.T1": "70_quick_dualbox_T1.csv"}
 
@@ -27,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class, parser.epilog = argparse.RawDescriptionHelpFormatter, MORE
     parser.add_argument("name", nargs="?", metavar="PAPER.TABLE", help="e.g. dualbox.T1; without it, the list")
     parser.add_argument("--profile", default="quick", help="quick (default), full or paper")
+    parser.add_argument("--sources", default="", metavar="FILE", help="profile paper: where your data and weights lie")
     parser.add_argument("--out", default="", metavar="DIR", help="output folder (default: $CTVLM_OUT, else out)")
 
 
@@ -43,10 +48,12 @@ def command(args: argparse.Namespace) -> int:
     from ctvlm_lib.ledger.ours import Results
 
     name, title, home = cells[0].name, cells[0].title, run_folder(args.profile, args.out)
-    results = Results((RESULTS, run_folder("full", args.out) / "results"))
+    results = Results.of_profile(args.profile, args.out)
     if args.profile == "full":
         train_missing(rows.ledger(cells, results), home)
-        results = Results(results.roots)
+        results = Results.of_profile("full", args.out)
+    if args.profile == "paper" and args.sources:
+        run_real(cells, results, args.sources, home)
     found = rows.ledger(cells, results)
     print(table_text.text(name, title, found, verdicts.verdicts(cells[0].paper, results)))
     if args.profile == "paper":
@@ -77,9 +84,27 @@ def train_missing(found: "pd.DataFrame", home: Path) -> None:
     jobs = [(arm, seed) for arm in wanted for seed in protocol.load().seeds("full") if seed not in results.folders(arm)]
     for count, (arm, seed) in enumerate(jobs, start=1):
         print(f"{count} of {len(jobs)}: {of_seed(arm, seed)}", flush=True)
-        parser = argparse.ArgumentParser()
-        arm_command.add_arguments(parser)
-        arm_command.command(parser.parse_args([arm, "--seed", str(seed), "--out", str(home.parent)]))
+        arm_command.run_arm([arm, "--seed", str(seed), "--out", str(home.parent)])
+
+
+def run_real(cells: Sequence[published.Published], results: "Results", sources_file: str, home: Path) -> None:
+    """Run the arms of profile paper whose answers a table lacks.
+
+    Args:
+        cells: of the table.
+        results: of the user's arms.
+        sources_file: where data and weights lie.
+        home: ``DIR/paper``.
+    """
+    from ctvlm_lib import sources
+    from ctvlm_lib.experiments import real_arms
+    from ctvlm_lib.ledger import real_places
+    from ctvlm_lib.ledger.quantities import RealScore
+
+    given = sources.load(sources_file)
+    wanted = dict.fromkeys(one.arm for one in map(real_places.quantity, cells) if isinstance(one, RealScore))
+    for arm in (arm for arm in wanted if not results.real_folders(arm)):
+        real_arms.run(arm, given, home=home)
 
 
 def _list() -> str:

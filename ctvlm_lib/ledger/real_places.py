@@ -1,0 +1,67 @@
+"""Which quantity stands beside a published number once a user has the real data: profile ``paper``."""
+
+import re
+
+from ctvlm_lib.evaluate.text_papers import variant_for
+from ctvlm_lib.experiments.vlm_tables import pooled_kinds
+from ctvlm_lib.ledger.published import Published
+from ctvlm_lib.ledger.quantities import RealScore, Recall
+from ctvlm_lib.records import protocol
+from ctvlm_lib.records.m3d import QUESTION_TYPES
+
+PROMPTS = {
+    "no prompt": "none", "contour (VISTA-Prompt)": "contour", "positive box only": "box", "dual-polarity boxes": "dual",
+}  # fmt: skip
+RETRIEVAL = {"ViT3D CLIP": "vit3d-clip-m3d", "DCFormer CLIP": "dcformer-clip-m3d", "Med3DVLM": "dcformer-siglip-m3d"}
+BERT_SCORE = "BERTScore"
+
+
+def quantity(cell: Published) -> RealScore | Recall | None:
+    """What stands beside a number if the real data are there; None where this workbook can't have it even then."""
+    if cell.value is None:
+        return None
+    if cell.paper in ("contour", "dualbox"):
+        return _prompts(cell)
+    return _med3dvlm(cell) if cell.paper == "med3dvlm" else None
+
+
+def command(found: RealScore | Recall | None) -> str:
+    """What makes it, "" for nothing."""
+    if found is None:
+        return ""
+    where = "--data DIR" if isinstance(found, Recall) else "--sources FILE"
+    return f"ctvlm arm {found.arm} --profile paper {where}"
+
+
+def _prompts(cell: Published) -> RealScore | None:
+    """What was measured on RadGenome-ChestCT; PMC-VQA has no masks, so nothing can be drawn."""
+    if "RadGenome" not in cell.group:
+        return None
+    form = "closed" if cell.column == "accuracy" else "open"
+    kinds = pooled_kinds(protocol.load().content["tables"][f"{cell.paper}-{cell.table}"], form)
+    if cell.row.startswith("Med3DVLM-7B"):
+        return RealScore("radgenome-none-released", form, cell.column, kinds)
+    size, prompt = re.fullmatch(r"Qwen2\.5-(\S+) \+ (.+)", cell.row).groups()
+    return RealScore(f"radgenome-{PROMPTS[prompt]}-{size}", form, cell.column, kinds)
+
+
+def _med3dvlm(cell: Published) -> RealScore | Recall | None:
+    if cell.table in ("T1", "T5"):
+        arm = next((arm for name, arm in RETRIEVAL.items() if cell.row.startswith(name)), None)
+        gallery, k = int(cell.condition.split()[-1]), int(cell.column.removeprefix("R@"))
+        direction = "text→image" if "text-to-image" in cell.group else "image→text"
+        return None if arm is None else Recall(arm, direction, gallery, k)
+    if cell.column == BERT_SCORE:
+        return None
+    if cell.table in ("T2", "T3", "T4"):
+        arm = "m3d-none-released" if cell.row == "Med3DVLM (Ours)" else ""
+    else:
+        arm = f"m3d-none-7B-{cell.row}"
+    if not arm:
+        return None
+    form = "report" if cell.group.endswith("report generation") else "closed" if "closed" in cell.group else "open"
+    kind = cell.condition.removeprefix("question type ").lower()
+    kinds = (kind,) if kind in QUESTION_TYPES.values() else ("report",) if form == "report" else (
+        tuple(QUESTION_TYPES.values()))  # fmt: skip
+    metric = "accuracy" if form == "closed" else variant_for("med3dvlm")[cell.column]
+    return RealScore(arm, form, metric, kinds, mean=kind == "mean")

@@ -1,0 +1,167 @@
+"""Profile paper end to end: the notebooks on miniature copies in the published layouts, down to the ledger's rows."""
+
+import json
+
+import helpers_own
+import pandas as pd
+import pytest
+from helpers_ct import command_line
+
+from ctvlm_lib import sources
+from ctvlm_lib.alignment.arms import ARMS
+from ctvlm_lib.errors import BadInput
+from ctvlm_lib.evaluate.choice import score_closed
+from ctvlm_lib.experiments import real_arms
+from ctvlm_lib.experiments.real_cohort import RealCohort
+from ctvlm_lib.ledger import published, real_places
+from ctvlm_lib.ledger.ours import Results
+from ctvlm_lib.ledger.quantities import RealScore
+from ctvlm_lib.volume import load
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """Data, weights and sources file, and the folder that ``ctvlm run --profile paper`` wrote."""
+    folder = tmp_path_factory.mktemp("own")
+    file = helpers_own.make_all(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(sources.VARIABLE, str(file))
+        words = ("run", "--profile", "paper", "--sources", str(file), "--only", "40,50,60,70,80,85")
+        assert command_line(*words, "--out", str(folder / "out")) == 0
+    return file, folder / "out" / "paper"
+
+
+def table(home, name: str) -> pd.DataFrame:
+    return pd.read_csv(home / "tables" / f"{name}.csv")
+
+
+def test_only_the_parts_that_read_the_users_data_have_run(own):
+    for path in (own[1] / "notebooks").glob("*.ipynb"):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        assert len([cell for cell in cells if cell["cell_type"] == "code"]) == 3  # parameters twice, and one cell
+        assert "nothing of yours" not in json.dumps(cells[-1]["outputs"])
+
+
+def test_the_survey_counts_every_copy(own):
+    found = table(own[1], "40_own_data").set_index(["data set", "split"])
+    assert found.loc[("RadGenome-ChestCT", "train"), "questions"] == 8 * helpers_own.QUESTIONS
+    assert found.loc[("RadGenome-ChestCT", "train"), "with a mask"] == 8 * (helpers_own.QUESTIONS - 1)
+    assert found.loc[("M3D-Cap and M3D-VQA", "test"), "volumes"] == 4
+    assert found.index.get_level_values(0).nunique() == 3
+
+
+def test_released_towers_are_scored_and_not_trained(own):
+    found = table(own[1], "50_own_retrieval")
+    assert found["arm"].str.contains("epochs0-startDCFormer_SigLIP").all()
+    assert set(found["gallery"]) == {4}
+
+
+def test_every_listed_arm_has_answers_that_its_score_follows_from(own):
+    given, found = sources.load(own[0]), table(own[1], "70_own_arms").set_index("arm")
+    assert tuple(found.index) == given.arms
+    for name in given.arms:
+        answers = real_arms.read(own[1] / "results" / name)
+        closed = score_closed(answers)
+        assert found.loc[name, "closed accuracy, %"] == round(100 * closed["correct"].mean(), 1)
+        assert answers["id"].is_unique
+
+
+def test_the_ledgers_rows_on_the_users_data_are_those_scores(own):
+    rows, results = table(own[1], "85_own_rows"), Results(real=own[1] / "results")
+    assert set(rows["paper"] + "." + rows["table"]) == {
+        "contour.T1", "dualbox.T1", *(f"med3dvlm.T{n}" for n in (2, 3, 4, 6, 7, 8))
+    }  # fmt: skip
+    mean = rows[(rows["table"] == "T4") & (rows["condition"] == "question type Mean")]
+    kinds = rows[(rows["table"] == "T4") & (rows["condition"] != "question type Mean")]
+    assert mean["ours"].item() == pytest.approx(kinds["ours"].mean())
+    assert set(rows["arm"]) == set(sources.load(own[0]).arms)
+    score = RealScore("m3d-none-released", kinds=("plane",))
+    plane = rows[(rows["arm"] == score.arm) & (rows["condition"] == "question type Plane")]
+    accuracy = plane[plane["column"] == "accuracy"]["ours"].item()
+    assert results.measure_real(score).value == pytest.approx(accuracy)
+    written = pd.read_csv(own[1] / "ledger.csv")
+    assert (written["kind"].eq("data") & written["ours"].notna()).sum() == len(rows)
+
+
+def test_a_second_run_trains_nothing_again(own, monkeypatch):
+    monkeypatch.setattr(real_arms, "run", None)
+    assert command_line("table", "med3dvlm.T4", "--profile", "paper", "--out", str(own[1].parent)) == 0
+
+
+def test_seeds_and_conditions_ask_the_same_questions(own):
+    asked = [set(real_arms.read(own[1] / "results" / name)["id"]) for name in sources.load(own[0]).arms[2:]]
+    assert asked[0] == asked[1] == asked[2]
+
+
+def test_no_patient_of_the_test_split_is_learnt_from(own):
+    cohort = RealCohort.of("radgenome", sources.load(own[0]).radgenome)
+    sides = [{record.patient for record in some} for some in cohort.records.values()]
+    assert sum(map(len, sides)) == len(set.union(*sides)) == helpers_own.PATIENTS
+
+
+def test_a_dual_box_has_its_second_box_on_another_structure(own):
+    cohort = RealCohort.of("radgenome", sources.load(own[0]).radgenome)
+    record = next(r for r in cohort.records["test"] if r.region == "heart")
+    drawing = cohort.drawing(record, "dual", load(cohort.folder / record.volume, check=False))
+    assert drawing.target.any() and drawing.distractor.any() and not (drawing.target & drawing.distractor).any()
+    assert cohort.drawing(record, "none", None).target is None
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("radgenome-outline-0.5B", "no arm of profile paper"),
+        ("m3d-contour-7B", "M3D has no masks"),
+        ("radgenome-box-released", "never saw a prompt"),
+        ("m3d-none-70B", "DECODER 0.5B, 1.5B, 3B, 7B, released"),
+    ],
+)
+def test_arms_that_there_are_not_are_told(name, sentence):
+    with pytest.raises(BadInput, match=sentence):
+        real_arms.arm_of(name)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("[data]\nm3d = 'nowhere'", "no folder is there"),
+        ("[data]\nlidc = 'x'", "has 'lidc'; it may have ct_rate"),
+        ("[dta]\nm3d = 'x'", r"has a part \[dta\]"),
+        ("[run]\narms = 'all'", "arms is 'all'; tuple is expected"),
+        ("[run\n", "isn't TOML"),
+        ("data = 3", "a table with some of"),
+    ],
+)
+def test_a_sources_file_that_cannot_be_used_gets_a_sentence(tmp_path, text, sentence):
+    (tmp_path / "sources.toml").write_text(text)
+    with pytest.raises(BadInput, match=sentence):
+        sources.load(tmp_path / "sources.toml")
+
+
+def test_without_a_sources_file_the_sentence_says_how_to_give_one(monkeypatch, tmp_path):
+    monkeypatch.delenv(sources.VARIABLE, raising=False)
+    with pytest.raises(BadInput, match="--sources FILE"):
+        sources.load()
+    with pytest.raises(BadInput, match="can't read"):
+        sources.load(tmp_path / "no.toml")
+    assert sources.of_profile("quick") is None
+
+
+def test_a_copy_that_is_too_small_for_three_splits_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(helpers_own, "PATIENTS", 2)
+    with pytest.raises(BadInput, match="leave the split"):
+        RealCohort.of("radgenome", helpers_own.make_radgenome(tmp_path))
+
+
+def test_steps_follow_from_the_papers_epochs(own):
+    given = sources.Sources()
+    recipe = real_arms.recipe_of("radgenome-contour-3B", given, 1000)
+    assert (recipe.projector_steps, recipe.lora_steps, recipe.lora_lr) == (3 * 250, 25 * 250, 1e-5)
+    assert recipe.decoder == "Qwen/Qwen2.5-3B-Instruct" and recipe.rank == 16 and recipe.focal_gamma == 2
+    recipe = real_arms.recipe_of("m3d-none-7B-2xMLP", given, 1000)
+    assert (recipe.projector_steps, recipe.lora_steps, recipe.projector) == (3 * 125, 5 * 125, "mlp")
+
+
+def test_every_command_of_real_data_names_an_arm_that_there_is():
+    for one in filter(None, map(real_places.quantity, published.load())):
+        assert one.arm in ARMS if not isinstance(one, RealScore) else real_arms.arm_of(one.arm)
