@@ -3,6 +3,7 @@
 from dataclasses import fields
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from helpers_questions import _patients, asked, cohort  # noqa: F401
@@ -136,6 +137,29 @@ def test_a_guess_has_no_reliance(records, some):
 
     rows = reliance.moved_rows(ask(Guess(), records, some, "contour", Control(controls.MOVED)), records, some)
     assert abs(rows["reliance"].mean()) < 4 * rows["reliance"].std() / len(rows) ** 0.5
+
+
+def test_a_habit_has_reliance_but_is_not_turned_by_the_prompt(records, some):
+    class Habit(Echo):
+        def answer(self, pictures, questions, condition):
+            return [[((r.choices or ("No",))[-1], 0.5) for r in q] for q in questions]
+
+    both = [ask(Habit(), records, some, "contour", control) for control in (None, Control(controls.MOVED))]
+    rows = reliance.moved_rows(pd.concat(both, ignore_index=True), records, some)
+    assert rows["reliance"].abs().sum() > 0
+    assert (rows["before"] == rows["reliance"]).all() and (rows["turned"] == 0).all()
+    alone = reliance.moved_rows(both[1], records, some)
+    assert alone["turned"].isna().all() and (alone["reliance"].to_numpy() == rows["reliance"].to_numpy()).all()
+
+
+def test_who_is_always_right_about_what_is_marked_is_turned_by_one(records, some):
+    rows = [ask(Echo(), records, some, "contour", control) for control in (None, Control(controls.MOVED))]
+    place, by_id = {name: k for k, name in enumerate(some.names)}, {r.id: r for r in records}
+    for table in rows:
+        table["answer"] = [reliance.truth_at(by_id[row.id], row.marked, some.found[place[row.patient]]) or "–"
+                           for row in table.itertuples()]  # fmt: skip
+    told = reliance.moved_rows(pd.concat(rows, ignore_index=True), records, some)
+    assert (told["turned"] == 1).all() and (told["before"] == -1).all()
 
 
 def test_truth_at_the_own_region_is_the_answer(records, some):

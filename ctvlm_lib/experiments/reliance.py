@@ -6,8 +6,12 @@ or neither. Reliance is the share that followed less the share that stayed:
 
     reliance = P(followed) − P(stayed)                 1: the prompt decides; −1: the words decide; 0: neither
 
-A reader who guesses follows as often as he stays, so that his reliance is 0 whatever he guesses. In the stratum that
-names no region the prompt is the only way to know; there a reliance near 0 means that the prompt isn't seen.
+A reader who guesses evenly follows as often as he stays, so that his reliance is 0. One with a habit need not: most
+structures are healthy, and who always says "No" is right where the prompt was moved to more often than where it was.
+So the same reader's answers before the move are judged on the same questions, too: what hangs on the prompt is how far
+they *turn*, half the difference of the two reliances:
+
+    turned = (reliance − reliance of the answers before the move) / 2       0 for whoever doesn't see the prompt
 """
 
 from collections.abc import Sequence
@@ -17,11 +21,13 @@ import pandas as pd
 
 from ctvlm_lib.alignment.scans import Scans, kinds_of
 from ctvlm_lib.errors import BadInput
+from ctvlm_lib.experiments.answers import AS_ASKED
 from ctvlm_lib.experiments.controls import MOVED
 from ctvlm_lib.records.phantom import REGIONS
 from ctvlm_lib.records.questions import LUNG_KINDS, NONE
 from ctvlm_lib.records.record import Record
 
+_ONE = ["id", "condition", "seed"]  # of an answer under one control
 _LONGEST_FIRST = sorted(LUNG_KINDS, key=len, reverse=True)
 
 
@@ -57,7 +63,8 @@ def moved_rows(table: pd.DataFrame, records: Sequence[Record], scans: Scans) -> 
 
     Returns:
         The rows with the control "moved" whose two truths are known and differ, with ``followed`` and ``stayed`` as 0
-        or 1, and ``reliance``, their difference, whose mean is the score.
+        or 1, and ``reliance``, their difference, whose mean is the score; ``before``, the reliance of what the same
+        reader answered "as asked", and ``turned``, half of what the move changed, both NaN where that wasn't asked.
 
     Raises:
         BadInput: no row has the control "moved".
@@ -74,4 +81,10 @@ def moved_rows(table: pd.DataFrame, records: Sequence[Record], scans: Scans) -> 
     moved = moved[moved["truth_there"].notna() & (moved["truth_there"] != moved["truth"])]
     said = moved["parsed" if "parsed" in moved else "answer"]
     followed, stayed = (said == moved["truth_there"]).astype(float), (said == moved["truth"]).astype(float)
-    return moved.assign(followed=followed, stayed=stayed, reliance=followed - stayed)
+    found = moved.assign(followed=followed, stayed=stayed, reliance=followed - stayed)
+    unmoved = table[table["control"] == AS_ASKED].set_index(_ONE)[said.name]
+    then = unmoved.reindex(pd.MultiIndex.from_frame(found[_ONE])).to_numpy()
+    before = (then == found["truth_there"]).astype(float) - (then == found["truth"]).astype(float)
+    known = pd.MultiIndex.from_frame(found[_ONE]).isin(unmoved.index)
+    found["before"] = before.where(known)
+    return found.assign(turned=(found["reliance"] - found["before"]) / 2)

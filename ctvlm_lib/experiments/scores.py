@@ -89,7 +89,7 @@ def differences(table: pd.DataFrame, pairs: Sequence[tuple[dict, dict]], strata=
 
 
 def reliances(rows: pd.DataFrame, by: Sequence[str] = ("condition", "stratum")) -> pd.DataFrame:
-    """Prompt reliance with its interval over patients.
+    """Prompt reliance with its interval over patients, and how far the move turned the answers.
 
     Args:
         rows: of :func:`ctvlm_lib.experiments.reliance.moved_rows`.
@@ -100,7 +100,8 @@ def reliances(rows: pd.DataFrame, by: Sequence[str] = ("condition", "stratum")) 
         found = _interval(group["reliance"], group["patient"], metrics)
         made.append(dict(zip(by, key, strict=True)) | {
             "followed": group["followed"].mean(), "stayed": group["stayed"].mean(), "reliance": found.value,
-            "low": found.low, "high": found.high, "questions": found.n, "patients": found.patients,
+            "low": found.low, "high": found.high, "before": group["before"].mean(), "turned": group["turned"].mean(),
+            "questions": found.n, "patients": found.patients,
         })  # fmt: skip
     return pd.DataFrame(made)
 
