@@ -16,6 +16,7 @@ from ctvlm_lib.alignment import arms as pretraining
 from ctvlm_lib.alignment.arm_tables import RESULTS
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.evaluate.intervals import Interval
+from ctvlm_lib.experiments import real_arms
 from ctvlm_lib.experiments.vlm_arms import ARMS
 from ctvlm_lib.ledger import decoder_sizes, places, published, rows, stored_scores
 from ctvlm_lib.ledger.ours import Results, check_protocol
@@ -227,8 +228,9 @@ def test_every_command_that_the_ledger_names_is_an_arm_with_its_options(found):
         words = told.split()
         assert words[:2] == ["ctvlm", "arm"]
         args = parser.parse_args(words[2:])
-        assert args.name in {*ARMS, *pretraining.ARMS}
-        assert (args.profile == "paper") == args.name.endswith("-m3d")
+        assert args.name in {*ARMS, *pretraining.ARMS} or real_arms.arm_of(args.name)
+        real = args.name.endswith("-m3d") or args.name.startswith(("m3d-", "radgenome-"))
+        assert (args.profile == "paper") == real
 
 
 def test_by_seed_has_the_tables_numbers_seed_by_seed(found):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from helpers_finetune import ORGANS, lessons, record, small_cohort
+from helpers_vlm import SIZE, tiny
 
 from ctvlm_lib.alignment.checkpoints import load as load_aligned
 from ctvlm_lib.checkpoints import FOLDER
@@ -48,6 +49,18 @@ def test_answers_do_not_depend_on_the_batch(untrained):
     assert [[text for text, _ in group] for group in many] == [[text for text, _ in group] for group in few]
     confidence = [[c for group in said for _, c in group] for said in (many, few)]
     np.testing.assert_allclose(*confidence, atol=1e-4)  # other padding, so another order of float32 sums
+
+
+def test_with_the_released_splice_no_question_changes_another():
+    """It overwrites the first token behind the image, so that in a shared row only the first question would lose it."""
+    model, processor = tiny(splice="as released")
+    model.freeze(encoder=True, projector=True, decoder=True)
+    group = [record(k, question=text) for k, text in enumerate(("Is there a mass?", "Which organ is it?", "Where?"))]
+    shown = np.random.default_rng(0).uniform(-1, 1, (1, 1, *SIZE)).astype(np.float32)
+    reader = VlmReader(model, processor)
+    together = [confidence for _, confidence in reader.answer(shown, [group], "none")[0]]
+    alone = [reader.answer(shown, [[one]], "none")[0][0][1] for one in group]
+    assert together == pytest.approx(alone, abs=1e-5)
 
 
 def test_likelihoods_of_choices_are_those_of_each_answer_by_itself(untrained):
