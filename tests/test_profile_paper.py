@@ -19,6 +19,9 @@ from ctvlm_lib.ledger.quantities import RealScore
 from ctvlm_lib.volume import load
 
 
+pytestmark = pytest.mark.slow  # six notebooks, a kernel each
+
+
 @pytest.fixture(scope="module")
 def own(tmp_path_factory):
     """Data, weights and sources file, and the folder that ``ctvlm run --profile paper`` wrote."""

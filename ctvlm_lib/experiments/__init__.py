@@ -22,6 +22,8 @@ One concept a file:
     real_reading a model of the cohort reads the two real CTs
     vlm_reader   a vision–language model as a reader
     vlm_arms     its arms: trained, asked everything, stored
+    real_cohort  a user's RadGenome-ChestCT or M3D as questions and pictures
+    real_arms    models on it: profile paper
     vlm_tables   the papers' tables from what is stored
     vlm_contrasts the protocol's contrasts on it
     scores       accuracy with intervals, paired differences, calibration: tables from tables of answers
