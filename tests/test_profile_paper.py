@@ -18,7 +18,6 @@ from ctvlm_lib.ledger.ours import Results
 from ctvlm_lib.ledger.quantities import RealScore
 from ctvlm_lib.volume import load
 
-
 pytestmark = pytest.mark.slow  # six notebooks, a kernel each
 
 

@@ -465,7 +465,9 @@ def test_it_is_part_of_the_models_configuration_and_survives_the_disk(what, tmp_
     ids = torch.tensor([[7] + [place] * n + [11, 12, 13]])
     answer = model.generate(ids, images=volumes(1), max_new_tokens=4)
     plain, _ = tiny()
-    assert not torch.equal(plain(ids, images=volumes(1)).logits, model(ids, images=volumes(1)).logits)
+    assert not torch.equal(
+        plain(ids, images=volumes(1)).logits, model(ids, images=volumes(1)).logits
+    )
     model.save_pretrained(tmp_path)
     again = type(model).from_pretrained(tmp_path)
     assert torch.equal(again.generate(ids, images=volumes(1), max_new_tokens=4), answer)

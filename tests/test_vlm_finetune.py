@@ -248,7 +248,9 @@ def test_slice_attention_is_tuned_stored_and_loaded_and_leaves_the_decoder_alone
     assert held_out_loss(loaded, taught, kept) == pytest.approx(held_out_loss(model, taught, kept), rel=1e-2)  # 16 bits
     without, _ = build(replace(config, slice_attention=""))
     drawn = taught.pack([taught.rows[0]])
-    one, other = (float(answer_loss(m, drawn, kept.take(["p0"]))["nll"].detach()) for m in (build(config)[0], without))
+    one, other = (
+        float(answer_loss(m, drawn, kept.take(["p0"]))["nll"].detach()) for m in (build(config)[0], without)
+    )
     assert (one == other) == (kind == "MSSA")  # MSSA starts as nothing
 
 

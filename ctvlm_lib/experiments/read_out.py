@@ -71,7 +71,8 @@ class Recipe:
 
 
 ARMS = {
-    f"readout-{encoder}-{condition}": Recipe(encoder, condition) for encoder, condition in product(ENCODERS, CONDITIONS)
+    f"readout-{encoder}-{condition}": Recipe(encoder, condition)
+    for encoder, condition in product(ENCODERS, CONDITIONS)
 }
 
 
@@ -202,7 +203,9 @@ def fit(
         raise BadInput("there is nothing to learn from; give at least one picture with a closed question")
     keys = list(taught)
     sizes = [tuple(stream.shape[1:]) for stream in (features.low, features.high)]
-    network = ReadOut(*sizes, recipe.width, recipe.heads, recipe.hidden, recipe.dropout, recipe.hide, seed=recipe.seed)
+    network = ReadOut(
+        *sizes, recipe.width, recipe.heads, recipe.hidden, recipe.dropout, recipe.hide, seed=recipe.seed
+    )
     network.fit_scale(features.take(keys[:: max(1, len(keys) // _SCALE)]))
 
     def loss(module: ReadOut, step) -> torch.Tensor:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from accelerate import PartialState
 
 from ctvlm_lib import checkpoints
 from ctvlm_lib.alignment.arm_tables import of_seed
@@ -207,12 +208,14 @@ def _trained(name, given, cohort, seed, home, progress, on_step) -> tuple[VlmRea
     taught = lessons_of(cohort, condition)
     config = recipe_of(name, given, len(taught), seed)
     model, processor = finetune.build(config)
+    model.to(PartialState().device)
     features = _features(model, processor, cohort, taught, condition, home / "features")
     curves = finetune.finetune(model, Lessons(processor, taught), features, config, folder=home / "training" / label,
                                on_step=on_step, progress=progress)  # fmt: skip
     record = checkpoints.circumstances(curves)
     finetune_saving.save(home / "checkpoints" / label, model, config, record | {"profile": "paper"})
     model, processor, _ = finetune_saving.load(home / "checkpoints" / label)  # what is asked is what was stored
+    model.to(PartialState().device)
     plain = asdict(config) | {"encoder": Path(config.encoder).name, "decoder": Path(config.decoder).name}
     return VlmReader(model, processor), record | {"finetuning": plain}
 
@@ -220,7 +223,7 @@ def _trained(name, given, cohort, seed, home, progress, on_step) -> tuple[VlmRea
 def _released(given: Sources) -> VlmReader:
     size = {"size_dhw_vox": given.size_dhw_vox, "profile": "paper"}
     model = load_released(given.med3dvlm, encoder={"kind": "dcformer", "variant": given.variant}, **size).model
-    model.freeze(encoder=True, projector=True, decoder=True)
+    model.freeze(encoder=True, projector=True, decoder=True).to(PartialState().device)
     processor = CtvlmProcessor.for_config(model.config, tokenizer_of(given.med3dvlm), scale="Med3DVLM",
                                           colour="luminance")  # fmt: skip
     return VlmReader(model, processor, written=True)
