@@ -12,7 +12,7 @@
     "0.5B" = "Qwen/Qwen2.5-0.5B-Instruct"
     [run]
     arms = ["m3d-none-released", "radgenome-none-0.5B", "radgenome-contour-0.5B"]
-    pretraining = {epochs = 0}          # 0 only scores two_towers
+    pretraining = {epochs = 0}          # only scores two_towers; {} trains new ones by the paper's recipe
     finetuning = {}                     # fields of ctvlm_lib.vlm.finetune.Finetuning
     patients = 0                        # fewer of each split, for a trial; 0 takes all
 
@@ -73,6 +73,14 @@ class Sources:
             raise BadInput(f"no copy of {data} is named; write its folder into the sources file: [data] {data} = …")
         return getattr(self, data)
 
+    def otherwise(self) -> tuple[str, ...]:
+        """What an arm is run with otherwise than the papers say: its numbers stand in the ledger with this remark."""
+        usual = Sources()
+        sizes = (
+            name for name in ("patients", "variant", "size_dhw_vox") if getattr(self, name) != getattr(usual, name)
+        )
+        return (*sizes, *self.finetuning)
+
 
 def load(path: str | Path = "") -> Sources:
     """Read a sources file.
@@ -103,11 +111,6 @@ def load(path: str | Path = "") -> Sources:
     for part, names in _TABLES.items():
         found |= _of(content.get(part, {}), names, f"{path.name} [{part}]")
     return _absolute(_typed(found, path.name), path.resolve().parent)
-
-
-def of_profile(profile: str) -> Sources | None:
-    """The sources in profile ``paper``, None in the others; a notebook's cell asks this first."""
-    return load() if profile == "paper" else None
 
 
 def _of(table: object, names: tuple[str, ...], where: str) -> dict:

@@ -16,6 +16,7 @@ from ctvlm_lib.experiments.real_cohort import RealCohort
 from ctvlm_lib.ledger import published, real_places
 from ctvlm_lib.ledger.ours import Results
 from ctvlm_lib.ledger.quantities import RealScore
+from ctvlm_lib.own_data import evaluation, retrieval
 from ctvlm_lib.run import PROJECT
 from ctvlm_lib.volume import load
 
@@ -79,6 +80,21 @@ def test_released_towers_are_scored_and_not_trained(own):
     assert set(found["gallery"]) == {4}
 
 
+def test_the_papers_own_recipe_keeps_its_name_and_changes_are_said():
+    plain = sources.Sources(m3d="copy", pretraining={})
+    assert retrieval.words(plain) == ["dcformer-siglip-m3d", "--profile", "paper", "--data", "copy"]
+    scored = retrieval.words(sources.Sources(m3d="copy"))
+    assert scored[-4:] == ["--epochs", "0", "--start", plain.two_towers]
+    other = retrieval.words(sources.Sources(m3d="copy", pretraining={}, variant="nano"))
+    assert other[-2:] == ["--variant", "nano"]
+
+
+def test_without_stored_answers_the_sentence_says_what_to_run(own, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv(sources.VARIABLE, str(own[0]))
+    evaluation.show("paper", 0, str(tmp_path))
+    assert "no answers are stored yet" in capsys.readouterr().out
+
+
 def test_every_listed_arm_has_answers_that_its_score_follows_from(own):
     given, found = sources.load(own[0]), table(own[1], "70_own_arms").set_index("arm")
     assert tuple(found.index) == given.arms
@@ -103,12 +119,15 @@ def test_the_ledgers_rows_on_the_users_data_are_those_scores(own):
     accuracy = plane[plane["column"] == "accuracy"]["ours"].item()
     assert results.measure_real(score).value == pytest.approx(accuracy)
     written = pd.read_csv(own[1] / "ledger.csv")
-    assert (written["kind"].eq("data") & written["ours"].notna()).sum() == len(rows)
+    filled = written[written["kind"].eq("data") & written["ours"].notna()]
+    assert len(filled) == len(rows)
+    assert filled["why"].str.contains("otherwise than the paper says (variant, size_dhw_vox", regex=False).all()
 
 
 def test_a_second_run_trains_nothing_again(own, monkeypatch):
     monkeypatch.setattr(real_arms, "run", None)
-    assert command_line("table", "med3dvlm.T4", "--profile", "paper", "--out", str(own[1].parent)) == 0
+    words = ("table", "med3dvlm.T4", "--profile", "paper", "--sources", str(own[0]), "--out", str(own[1].parent))
+    assert command_line(*words) == 0
 
 
 def test_seeds_and_conditions_ask_the_same_questions(own):
@@ -167,7 +186,6 @@ def test_without_a_sources_file_the_sentence_says_how_to_give_one(monkeypatch, t
         sources.load()
     with pytest.raises(BadInput, match="can't read"):
         sources.load(tmp_path / "no.toml")
-    assert sources.of_profile("quick") is None
 
 
 def test_a_copy_that_is_too_small_for_three_splits_is_refused(tmp_path, monkeypatch):

@@ -147,6 +147,7 @@ def run(
     counts = {split: {"questions": len(some), "patients": len({r.patient for r in some})}
               for split, some in cohort.records.items()}  # fmt: skip
     record = {"profile": "paper", "seed": seed, "data": {"name": arm.data, "splits": counts, "notes": cohort.notes}}
+    record |= {"otherwise": given.otherwise()}
     record |= about | {"minutes": {part: round(value, 2) for part, value in minutes.items()}}
     with atomic_path(home / "results" / label) as partial:
         partial.mkdir()

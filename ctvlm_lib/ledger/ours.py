@@ -102,6 +102,11 @@ class Results:
                 found[seed] = path
         return found
 
+    def otherwise(self, quantity: RealScore | Recall) -> tuple[str, ...]:
+        """What of a user's arm was run otherwise than the paper says, see :class:`ctvlm_lib.sources.Sources`."""
+        records = [self.record(path) for path in self.real_folders(quantity.arm).values()]
+        return tuple(dict.fromkeys(name for record in records for name in record.get("otherwise", ())))
+
     def record(self, path: Path) -> dict:
         """A folder's record."""
         return json.loads((path / "record.json").read_text(encoding="utf-8"))

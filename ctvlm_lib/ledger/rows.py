@@ -107,7 +107,9 @@ def _row(cell: Published, results: Results) -> dict:
     place, real = places.place(cell), real_places.quantity(cell)
     found = results.measure_real(real)
     if found is not None:  # a user's own data go before phantoms
-        place = Place(DATA, real, f"on the user's own copy; {place.why}", "80", real_places.command(real))
+        changed = ", ".join(results.otherwise(real))
+        why = "on the user's own copy" + (f", run otherwise than the paper says ({changed})" if changed else "")
+        place = Place(DATA, real, f"{why}; {place.why}", "80", real_places.command(real))
     elif place.quantity is not None:
         found = results.measure(place.quantity)
     row = {

@@ -17,6 +17,9 @@ def show(profile: str, seed: int = 0, out_dir: str = "") -> None:
     if begun:
         run, _ = begun
         folders = sorted(path.parent for path in (run.folder / "results").glob(f"*/{real_arms.QUESTIONS}"))
+        if not folders:
+            print("no answers are stored yet; list arms in the sources file, [run] arms = […], and run notebook 70")
+            return
         found = pd.concat([scores(folder) for folder in folders], ignore_index=True)
         run.table(found.round(1), "own_scores", "Models on your data: accuracy of closed answers, ROUGE-L of others.")
 
@@ -24,9 +27,10 @@ def show(profile: str, seed: int = 0, out_dir: str = "") -> None:
 def scores(folder: Path) -> pd.DataFrame:
     """One row for each form, kind and stratum of an arm's answers, 0–100, with its interval over patients."""
     table, rows = real_arms.read(folder), []
+    correct = score_closed(table)["correct"] * 100.0
     for (form, kind, stratum), group in table.groupby(["form", "kind", "stratum"]):
         if form == "closed":
-            metric, each = "accuracy", score_closed(group)["correct"] * 100.0
+            metric, each = "accuracy", correct[group.index]
         else:
             texts = group["answer"].tolist(), group["truth"].tolist()
             metric, each = "ROUGE-L", text_scores_per_pair(*texts, metrics=["ROUGE-L"])["ROUGE-L"]

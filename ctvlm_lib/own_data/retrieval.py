@@ -21,10 +21,15 @@ def show(profile: str, seed: int = 0, out_dir: str = "") -> None:
 
 
 def words(given: Sources) -> list[str]:
-    """The arm's command line: ``epochs = 0`` scores the released towers, more train new ones."""
-    options = dict(given.pretraining)
-    if not options.get("epochs", 1):
+    """The arm's command line: ``epochs = 0`` scores the released towers, without it new ones are trained.
+
+    Only what differs from the recipe is said, as an arm that was run otherwise doesn't take the recipe's name.
+    """
+    options, usual = dict(given.pretraining), Sources()
+    if options.get("epochs") == 0:
         options["start"] = given.two_towers
-    options |= {"text": given.text, "variant": given.variant, "size": "x".join(map(str, given.size_dhw_vox))}
+    sizes = {"size": "x".join(map(str, given.size_dhw_vox))} if given.size_dhw_vox != usual.size_dhw_vox else {}
+    options |= {name: getattr(given, name) for name in ("text", "variant")
+                if getattr(given, name) != getattr(usual, name)} | sizes  # fmt: skip
     told = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     return [ARM, "--profile", "paper", "--data", given.folder("m3d"), *told]
