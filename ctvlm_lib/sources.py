@@ -8,6 +8,7 @@
     two_towers = "MagicXin/DCFormer_SigLIP"
     text = "medicalai/ClinicalBERT"
     med3dvlm = "MagicXin/Med3DVLM-Qwen-2.5-7B"
+    bert_score = "roberta-large"        # "" leaves BERTScore out
     [decoders]
     "0.5B" = "Qwen/Qwen2.5-0.5B-Instruct"
     [run]
@@ -30,7 +31,7 @@ from ctvlm_lib.errors import BadInput
 
 VARIABLE = "CTVLM_SOURCES"  # by which the file reaches notebooks
 DECODERS = {size: f"Qwen/Qwen2.5-{size}-Instruct" for size in ("0.5B", "1.5B", "3B", "7B")}
-_TABLES = {"data": ("ct_rate", "radgenome", "m3d"), "weights": ("two_towers", "text", "med3dvlm"),
+_TABLES = {"data": ("ct_rate", "radgenome", "m3d"), "weights": ("two_towers", "text", "med3dvlm", "bert_score"),
            "run": ("arms", "pretraining", "finetuning", "patients", "variant", "size_dhw_vox")}  # fmt: skip
 
 
@@ -41,7 +42,7 @@ class Sources:
     Attributes:
         ct_rate, radgenome, m3d: folders of data sets, "" for one that isn't there.
         two_towers: DCFormer and text tower. text: the text tower's configuration and tokenizer. med3dvlm: the whole
-            model, with its tokenizer.
+            model, with its tokenizer. bert_score: the model behind BERTScore, "" for none.
         decoders: size → language model in the hub's layout.
         arms: of :mod:`ctvlm_lib.experiments.real_arms` that a notebook runs.
         pretraining: options of ``ctvlm arm dcformer-siglip-m3d``. finetuning: fields that an arm has otherwise.
@@ -55,6 +56,7 @@ class Sources:
     two_towers: str = "MagicXin/DCFormer_SigLIP"
     text: str = "medicalai/ClinicalBERT"
     med3dvlm: str = "MagicXin/Med3DVLM-Qwen-2.5-7B"
+    bert_score: str = "roberta-large"
     decoders: Mapping[str, str] = field(default_factory=lambda: dict(DECODERS))
     arms: tuple[str, ...] = ()
     pretraining: Mapping = field(default_factory=lambda: {"epochs": 0})

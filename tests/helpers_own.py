@@ -12,6 +12,7 @@ import helpers_m3d_cap
 import numpy as np
 import torch
 from helpers_data import CHOICES, SHAPE, VQA, chest_hu, make_ct_rate, write, write_csv
+from helpers_roberta import make_roberta
 from helpers_vlm import decoder_config, tokenizer
 from safetensors.torch import save_file
 
@@ -44,11 +45,13 @@ def make_all(folder: Path) -> Path:
                                   size=SIZE, t_prime=2.0, bias=-3.0)  # fmt: skip
     make_qwen(folder / "Qwen2.5-0.5B")
     make_med3dvlm(folder / "Med3DVLM")
+    make_roberta(folder / "roberta-large", ["ABCDEFGHIJKLMNOPQRSTUVWXYZ", "abcdefghijklmnopqrstuvwxyz.?"])
     settings = "".join(f"{key} = {json.dumps(value)}\n" for key, value in FINETUNING.items())
     path = folder / "sources.toml"
     path.write_text(
         '[data]\nct_rate = "CT-RATE"\nradgenome = "RadGenome"\nm3d = "M3D"\n'
         '[weights]\ntwo_towers = "DCFormer_SigLIP"\ntext = "ClinicalBERT"\nmed3dvlm = "Med3DVLM"\n'
+        'bert_score = "roberta-large"\n'
         '[decoders]\n"0.5B" = "Qwen2.5-0.5B"\n"7B" = "Qwen2.5-0.5B"\n'
         f'[run]\narms = ["m3d-none-released", "m3d-none-7B-2xMLP", "radgenome-none-released", "radgenome-none-0.5B",'
         f' "radgenome-dual-0.5B"]\nvariant = "{VARIANT}"\nsize_dhw_vox = {list(SIZE)}\n'

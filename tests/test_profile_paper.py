@@ -10,6 +10,7 @@ from helpers_ct import command_line
 from ctvlm_lib import sources
 from ctvlm_lib.alignment.arms import ARMS
 from ctvlm_lib.errors import BadInput
+from ctvlm_lib.evaluate.bert_score import bert_scores
 from ctvlm_lib.evaluate.choice import score_closed
 from ctvlm_lib.experiments import real_arms
 from ctvlm_lib.experiments.real_cohort import RealCohort
@@ -122,6 +123,26 @@ def test_the_ledgers_rows_on_the_users_data_are_those_scores(own):
     filled = written[written["kind"].eq("data") & written["ours"].notna()]
     assert len(filled) == len(rows)
     assert filled["why"].str.contains("otherwise than the paper says (variant, size_dhw_vox", regex=False).all()
+
+
+def test_bert_scores_are_stored_beside_the_answers_and_averaged(own):
+    home = own[1] / "results" / "m3d-none-released"
+    stored, answers = real_arms.read_bert_score(home), real_arms.read(home)
+    open_ones = answers[answers["form"] == "open"]
+    assert set(stored.index) == set(open_ones["id"]) and stored.between(-100, 100).all()
+    said = open_ones.iloc[0]
+    alone = bert_scores([said["answer"]], [[said["truth"]]], sources.load(own[0]).bert_score, layers=2)
+    assert stored[said["id"]] == pytest.approx(alone[0, 2], abs=1e-3)
+    rows = table(own[1], "85_own_rows")
+    reports = rows[(rows["arm"] == home.name) & (rows["column"] == "BERTScore") & (rows["table"] == "T2")]
+    of_reports = stored[open_ones.loc[open_ones["kind"] == "report", "id"]]
+    assert reports["ours"].item() == pytest.approx(of_reports.mean())
+
+
+def test_without_a_model_for_bert_score_its_numbers_stay_empty(own, tmp_path):
+    answers = real_arms.read(own[1] / "results" / "m3d-none-released")
+    assert real_arms.bert_score_of(answers, sources.Sources(bert_score="")) is None
+    assert real_arms.read_bert_score(tmp_path) is None
 
 
 def test_a_second_run_trains_nothing_again(own, monkeypatch):

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 from bert_score import score as direct_score
-from transformers import AutoTokenizer, BertConfig, BertModel, RobertaConfig, RobertaModel
+from helpers_roberta import make_roberta
+from transformers import AutoTokenizer, BertConfig, BertModel
 
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.evaluate.bert_score import bert_scores
@@ -44,19 +45,7 @@ def tiny_bert(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tiny_roberta(tmp_path_factory):
-    """In the layout of roberta-large, whose tokenizer bert-score treats by itself."""
-    folder = tmp_path_factory.mktemp("roberta")
-    letters = sorted({letter for word in WORDS for letter in word}) + ["Ġ"]
-    vocabulary = {token: k for k, token in enumerate(["<s>", "<pad>", "</s>", "<unk>", "<mask>", *letters])}
-    (folder / "vocab.json").write_text(json.dumps(vocabulary))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    settings = {"tokenizer_class": "RobertaTokenizer", "model_max_length": 60}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        config = RobertaConfig(vocab_size=len(vocabulary), max_position_embeddings=64, pad_token_id=1, **SIZES)
-        RobertaModel(config).save_pretrained(folder)
-    return folder
+    return make_roberta(tmp_path_factory.mktemp("roberta"), WORDS, SIZES["num_hidden_layers"])
 
 
 def direct(folder, said, true, layers):

@@ -5,6 +5,7 @@ hub. Defaults, all named: no idf weights, no rescaling with a baseline, the laye
 longest input.
 """
 
+import json
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -55,6 +56,12 @@ def bert_scores(
     scores = _scorer(where, layers, batch).score(said, true, batch_size=batch)
     found[spoken] = np.stack([column.double().numpy() for column in scores], axis=1)
     return np.round(100 * found, DECIMALS)
+
+
+def layers_like_roberta_large(folder: str | Path) -> int:
+    """How many layers of a local copy to use: 17 of roberta-large's 24, of another depth the same share."""
+    depth = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))["num_hidden_layers"]
+    return max(1, round(LAYERS["roberta-large"] / 24 * depth))
 
 
 def _found(model: str | Path, profile: str, layers: int | None) -> tuple[str, int]:

@@ -24,6 +24,8 @@ from accelerate import PartialState
 from ctvlm_lib import checkpoints
 from ctvlm_lib.alignment.arm_tables import of_seed
 from ctvlm_lib.errors import BadInput, atomic_path
+from ctvlm_lib.evaluate.bert_score import bert_scores, layers_like_roberta_large
+from ctvlm_lib.evaluate.text_registry import ROBERTA
 from ctvlm_lib.experiments import answers
 from ctvlm_lib.experiments.conditions import CONDITIONS
 from ctvlm_lib.experiments.real_cohort import READERS, RealCohort
@@ -39,7 +41,7 @@ from ctvlm_lib.vlm.processor import CtvlmProcessor
 from ctvlm_lib.vlm.projector import IN_THE_PAPER
 from ctvlm_lib.vlm.released import load_released
 
-RELEASED, QUESTIONS, ANSWERS = "released", "questions.jsonl", "test.npz"
+RELEASED, QUESTIONS, ANSWERS, BERT = "released", "questions.jsonl", "test.npz", "bert_score.csv"
 EPOCHS = {"radgenome": (3, 25), "m3d": (3, 5)}  # of the projector, of LoRA
 RECIPES = {  # contour.txt §4 (the projector as Med3DVLM's: a smaller decoder needs one of its own); med3dvlm.txt §4
     "radgenome": {"pictures": 4, "projector_lr": 1e-4, "lora_lr": 2e-5, "weight_decay": 2e-2, "l2": 1e-4,
@@ -122,7 +124,7 @@ def run(
         name: of the arm.
         given: where data and weights lie.
         seed: of training; the split of the patients is always the same.
-        home: gets ``results/<name>/`` with answers, questions and record, and ``checkpoints``, ``training`` and
+        home: gets ``results/<name>/`` with answers, questions, BERTScores and record; ``checkpoints``, ``training`` and
             ``features``. An arm that was stopped goes on from there.
         progress, on_step: see :func:`ctvlm_lib.training.train`.
 
@@ -143,6 +145,7 @@ def run(
         reader, about = _trained(name, given, cohort, seed, home, progress, on_step)
     minutes, began = {"training": (time.monotonic() - began) / 60}, time.monotonic()
     table = ask(reader, cohort, "test", arm.condition, seed, tell)
+    similar = bert_score_of(table, given)
     minutes["test"] = (time.monotonic() - began) / 60
     counts = {split: {"questions": len(some), "patients": len({r.patient for r in some})}
               for split, some in cohort.records.items()}  # fmt: skip
@@ -153,6 +156,8 @@ def run(
         partial.mkdir()
         write_jsonl(cohort.records["test"], partial / QUESTIONS)
         answers.save(table, cohort.records["test"], partial / ANSWERS)
+        if similar is not None:
+            similar.to_csv(partial / BERT)
         content = json.dumps(record, indent=1, ensure_ascii=False)
         (partial / "record.json").write_text(content + "\n", encoding="utf-8")
     return table
@@ -165,6 +170,33 @@ def read(folder: str | Path) -> pd.DataFrame:
         BadInput: no such files, damaged ones, or answers to other questions.
     """
     return answers.load(Path(folder) / ANSWERS, read_jsonl(Path(folder) / QUESTIONS))
+
+
+def read_bert_score(folder: str | Path) -> pd.Series | None:
+    """The BERTScores that :func:`run` stored, question → F1; None where they were left out."""
+    path = Path(folder) / BERT
+    return pd.read_csv(path, index_col="id")[ROBERTA] if path.is_file() else None
+
+
+def bert_score_of(table: pd.DataFrame, given: Sources) -> pd.Series | None:
+    """BERTScore F1 of each open answer, question → −100…100; None where no model is named.
+
+    It is stored beside the answers, as its model takes far longer than all other scores together.
+
+    Args:
+        table: of answers. given: names the model: "roberta-large" of the hub, or a local copy.
+
+    Raises:
+        BadInput: no such model.
+    """
+    rows = table[table["form"] == "open"]
+    if not given.bert_score or rows.empty:
+        return None
+    local = Path(given.bert_score).is_dir()
+    layers = layers_like_roberta_large(given.bert_score) if local else None
+    truths = [[text] for text in rows["truth"]]
+    scores = bert_scores(rows["answer"].tolist(), truths, given.bert_score, profile="paper", layers=layers)
+    return pd.Series(scores[:, 2], index=pd.Index(rows["id"], name="id"), name=ROBERTA)
 
 
 def ask(

@@ -17,6 +17,7 @@ from ctvlm_lib.alignment.arm_tables import RESULTS, name_and_seed
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.evaluate.choice import score_closed
 from ctvlm_lib.evaluate.intervals import Interval, bootstrap_of_sums, mean_of_sums
+from ctvlm_lib.evaluate.text_registry import ROBERTA
 from ctvlm_lib.experiments import asked, real_arms, vlm_tables
 from ctvlm_lib.experiments.vlm_tables import ArmAnswers
 from ctvlm_lib.ledger import decoder_sizes, stored_scores
@@ -26,6 +27,7 @@ from ctvlm_lib.records.committed import as_it_stands
 from ctvlm_lib.run import run_folder
 
 ANSWERS, TABLE = "test.npz", "test.csv"
+PER_ANSWER = {"accuracy": ("correct", 100.0), ROBERTA: ("similar", 1.0)}  # metric: column of the answers, unit
 
 
 @dataclass(frozen=True)
@@ -167,6 +169,8 @@ class Results:
         if path not in self._read:
             arm, table = real_arms.arm_of(quantity.arm), real_arms.read(path)
             table = table.assign(correct=score_closed(table)["correct"].astype(float).reindex(table.index))
+            similar = real_arms.read_bert_score(path)
+            table["similar"] = np.nan if similar is None else table["id"].map(similar)
             self._read[path] = ArmAnswers(quantity.arm, 0, "", arm.condition, arm.decoder, "", table)
         return score(self._read[path], quantity)
 
@@ -184,7 +188,7 @@ class Results:
 def score(arm: ArmAnswers, quantity: Score | RealScore) -> Interval | None:
     """One arm's score with its interval over patients, 0–100; None where it wasn't asked such questions."""
     rows = arm.rows(quantity.form, quantity.kinds, "named")
-    if rows.empty:
+    if rows.empty or (quantity.metric == ROBERTA and rows["similar"].isna().any()):
         return None
     sums, of_sums = _sums(arm, rows, quantity)
     if quantity.mean:
@@ -206,8 +210,9 @@ def check_protocol(label: str, record: dict) -> None:
 
 
 def _sums(arm: ArmAnswers, rows: pd.DataFrame, quantity: Score | RealScore) -> tuple[np.ndarray, Callable]:
-    if quantity.metric == "accuracy":
-        return np.stack([100 * rows["correct"].to_numpy(), np.ones(len(rows))], axis=1), mean_of_sums
+    if quantity.metric in PER_ANSWER:
+        values, scale = PER_ANSWER[quantity.metric]
+        return np.stack([scale * rows[values].to_numpy(), np.ones(len(rows))], axis=1), mean_of_sums
     return arm.statistics(rows, [quantity.metric]).sums(quantity.metric)
 
 

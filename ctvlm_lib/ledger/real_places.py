@@ -13,7 +13,6 @@ PROMPTS = {
     "no prompt": "none", "contour (VISTA-Prompt)": "contour", "positive box only": "box", "dual-polarity boxes": "dual",
 }  # fmt: skip
 RETRIEVAL = {"ViT3D CLIP": "vit3d-clip-m3d", "DCFormer CLIP": "dcformer-clip-m3d", "Med3DVLM": "dcformer-siglip-m3d"}
-BERT_SCORE = "BERTScore"
 
 
 def quantity(cell: Published) -> RealScore | Recall | None:
@@ -51,8 +50,6 @@ def _med3dvlm(cell: Published) -> RealScore | Recall | None:
         gallery, k = int(cell.condition.split()[-1]), int(cell.column.removeprefix("R@"))
         direction = "text→image" if "text-to-image" in cell.group else "image→text"
         return None if arm is None else Recall(arm, direction, gallery, k)
-    if cell.column == BERT_SCORE:
-        return None
     if cell.table in ("T2", "T3", "T4"):
         arm = "m3d-none-released" if cell.row == "Med3DVLM (Ours)" else ""
     else:
