@@ -21,7 +21,7 @@ COMMANDS = {
     "table": ("ctvlm_lib.ledger.table_command", "print a published table beside ours, e.g. dualbox.T1"),
     "ledger": ("ctvlm_lib.ledger.ledger_command", "count and write every published number beside ours"),
     "render": ("ctvlm_lib.prompt.command", "draw a visual prompt (contour, box) into a CT and save it"),
-    "app": ("ctvlm_lib.explore", "open the prompt explorer in the browser"),
+    "app": ("ctvlm_lib.explore.server", "open the prompt explorer in the browser"),
 }
 INTERRUPTED = 130  # as shells report a process ended by Ctrl-C
 BROKEN_PIPE = 141  # … or by a reader that closed the pipe

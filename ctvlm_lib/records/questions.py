@@ -39,7 +39,7 @@ LUNG_SIZES_MM, ORGAN_SIZES_MM = (30, 45, 60), (30, 36, 42)  # upper limits of th
 PHASES = ("non-contrast", "arterial", "portal venous", "delayed")
 REPORT_QUESTION = "Describe the findings of this CT."
 UNNAMED = ("the marked region", "this region")
-_ASKED = {
+ASKED = {
     "presence": ("Is there a focal finding in {where}?", "Does {where} show a focal finding?"),
     "kind": ("Is there {kind} in {where}?", "Does {where} show {kind}?"),
     "abnormality": ("What kind of finding does {where} show?", "Which abnormality is present in {where}, if any?"),
@@ -86,7 +86,7 @@ def candidates(patient: Patient, split: str = "train", seed: int = 0) -> list[Re
     blank = {"region": None, "distractor": None, "choices": (), "names_region": False}
     made = [common | blank | {"id": f"{folder}:report", "kind": "report", "form": "open", "question": REPORT_QUESTION,
                               "answer": report(patient).text}]  # fmt: skip
-    phase = {"kind": "phase", "question": pick(_ASKED["phase"], seed, patient.name), "answer": _phase(patient)}
+    phase = {"kind": "phase", "question": pick(ASKED["phase"], seed, patient.name), "answer": _phase(patient)}
     made.append(common | blank | phase | {"id": f"{folder}:phase:closed", "form": "closed", "choices": PHASES})
     made.append(common | blank | phase | {"id": f"{folder}:phase:open", "form": "open"})
     lesions, middles = focal_findings(patient), _middles(patient)
@@ -156,7 +156,7 @@ def _question(asked: str, name: str, region: str | None, patient: str, seed: int
     who = (seed, region or patient, name)  # never the answer, and never an unnamed region
     where = f"the {region}" if region else pick(UNNAMED, *who, "where")
     kind = asked if asked == "emphysema" else f"a {asked}"
-    return pick(_ASKED[name], *who).format(where=where, kind=kind)
+    return pick(ASKED[name], *who).format(where=where, kind=kind)
 
 
 def _middles(patient: Patient) -> dict[str, np.ndarray]:

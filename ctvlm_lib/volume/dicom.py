@@ -53,7 +53,7 @@ def read_series(folder: Path, series: str | None = None) -> Volume:
 
 def _passed_over(folder: Path):
     """Say which DICOM files belong to no series: a broken first or last slice leaves no gap that would tell."""
-    known = {Path(file) for files in _series_in(folder).values() for file in files}
+    known = {Path(file) for files in series_in(folder).values() for file in files}
     lost = []
     for path in sorted(f for f in folder.iterdir() if f.is_file() and f not in known and f.name != "DICOMDIR"):
         with open(path, "rb") as file:
@@ -73,7 +73,7 @@ def _affine(image) -> np.ndarray:
 
 
 def _files_of(folder: Path, series: str | None) -> tuple[str, ...]:
-    names = _series_in(folder)
+    names = series_in(folder)
     if not names:
         raise BadInput(f"{folder} holds no DICOM series; give the folder whose files are the slices, or a .nii.gz file")
     if series is not None:
@@ -88,7 +88,7 @@ def _files_of(folder: Path, series: str | None) -> tuple[str, ...]:
     return next(iter(names.values()))
 
 
-def _series_in(folder: Path) -> dict[str, tuple[str, ...]]:
+def series_in(folder: Path) -> dict[str, tuple[str, ...]]:
     """The files of each series in a folder, by the series' UID."""
     import SimpleITK as sitk
 

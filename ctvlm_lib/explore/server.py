@@ -17,17 +17,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``ctvlm app``."""
     parser.add_argument("--port", type=int, default=8866, help="port on this machine (default: 8866)")
     parser.add_argument("--no-browser", action="store_true", help="print the address, don't open a browser")
+    parser.add_argument(
+        "--data", metavar="DIR", help="folder whose CTs can be opened by path (default: app/data in the output folder)"
+    )
     parser.add_argument("--out", metavar="DIR", help="output folder (default: $CTVLM_OUT, else out/ in the project)")
 
 
 def command(arguments: argparse.Namespace) -> int:
     """Serve the explorer on this machine only, until Ctrl-C."""
     from ctvlm_lib import assets
-    from ctvlm_lib.explore import CASES, NOTICE
+    from ctvlm_lib.explore.cases import ASSETS, VARIABLE
+    from ctvlm_lib.explore.keep import NOTICE
 
     _check_port(arguments.port)
-    assets.fetch(sorted({file.split("/")[0] for pair in CASES.values() for file in pair}))
-    notebook = write_notebook(run_folder("app", arguments.out or ""))
+    home = run_folder("app", arguments.out or "")
+    data = _data_folder(arguments.data, home)
+    assets.fetch(sorted({file.split("/")[0] for pair in ASSETS.values() for file in pair}))
+    notebook = write_notebook(home)
     options = [
         "--Voila.ip=127.0.0.1",
         f"--port={arguments.port}",
@@ -39,8 +45,10 @@ def command(arguments: argparse.Namespace) -> int:
         **os.environ,
         "PYTHONPATH": paths,
         "JUPYTER_PREFER_ENV_PATH": "1",
+        VARIABLE: str(data),
     }  # this interpreter's kernel before the user's
     print(f"The explorer is at http://127.0.0.1:{arguments.port}/ – Ctrl-C ends it. {NOTICE}", flush=True)
+    print(f"CTs in {data} can be opened by path.", flush=True)
     server = subprocess.Popen(
         [sys.executable, "-m", "voila", str(notebook), *options], env=environment, start_new_session=True
     )
@@ -54,11 +62,23 @@ def write_notebook(folder: Path) -> Path:
     notebook = nbformat.v4.new_notebook(
         metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}, "title": "Prompt explorer"}
     )
-    notebook.cells = [nbformat.v4.new_code_cell("from ctvlm_lib.explore import app\n\napp()", id="explorer")]
+    notebook.cells = [nbformat.v4.new_code_cell("from ctvlm_lib.explore.page import app\n\napp()", id="explorer")]
     final = folder / "explorer.ipynb"
     with atomic_path(final) as temporary:
         temporary.write_text(json.dumps(notebook, indent=1), encoding="utf-8")
     return final
+
+
+def _data_folder(given: str | None, home: Path) -> Path:
+    """The folder that is chosen, or one of the explorer's own that is made."""
+    if given is None:
+        folder = home / "data"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder.resolve()
+    folder = Path(given).expanduser().resolve()
+    if not folder.is_dir():
+        raise BadInput(f"there is no folder {given}; give one whose CTs shall be opened with --data DIR")
+    return folder
 
 
 def _headers(port: int) -> str:
