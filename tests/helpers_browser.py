@@ -75,7 +75,9 @@ class Page:
     """
 
     def __init__(self, browser, url: str, **context) -> None:
-        self.context = browser.new_context(**{"viewport": {"width": 1280, "height": 800}, "accept_downloads": True} | context)
+        self.context = browser.new_context(
+            **{"viewport": {"width": 1280, "height": 800}, "accept_downloads": True} | context
+        )
         self.tab = self.context.new_page()
         self.asked, self.errors = [], []
         self.tab.on("request", lambda request: self.asked.append(request.url))

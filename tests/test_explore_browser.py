@@ -72,7 +72,14 @@ def test_it_opens_on_the_liver_and_asks_no_other_machine(page, served):
 def test_slices_go_by_keys(page):
     page.canvas().focus()
     last = int(page.tab.get_by_label("axial slice", exact=True).get_attribute("max"))
-    for key, index in (("Home", 0), ("ArrowUp", 1), ("PageUp", 11), ("PageDown", 1), ("End", last), ("ArrowDown", last - 1)):
+    for key, index in (
+        ("Home", 0),
+        ("ArrowUp", 1),
+        ("PageUp", 11),
+        ("PageDown", 1),
+        ("End", last),
+        ("ArrowDown", last - 1),
+    ):
         page.tab.keyboard.press(key)
         page.until("axial", index)
     assert f"slice {last - 1} of 0–{last}" in page.label()
@@ -123,8 +130,7 @@ def test_zoom_pan_and_reset_come_back_to_the_same_picture(page):
 def test_the_caliper_measures_millimetres(page):
     page.press("Caliper")
     box = page.canvas().bounding_box()
-    wide, high = 112 * 3.0, 101 * 3.0  # the abdomen's axial slice
-    wide, high = max(wide, 122 * 3.0), high
+    wide, high = 122 * 3.0, 101 * 3.0  # the abdomen's axial slice
     a_mm = min((box["width"] - 44) / wide, (box["height"] - 44) / high)
     middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     page.tab.mouse.move(*middle)
@@ -149,7 +155,8 @@ def test_structures_are_found_by_their_radlex_term(page):
     page.tab.get_by_label("Find").fill("RID86")
     options = page.tab.get_by_label("Structures").locator("option")
     page.tab.wait_for_function("document.querySelectorAll('select[multiple] option').length === 1")
-    assert "spleen (RID86)" in options.first.inner_text() and "mL" in options.first.inner_text()
+    text = options.first.inner_text().replace("\xa0", " ")
+    assert "spleen (RID86)" in text and text.endswith("mL")
     page.tab.get_by_label("Structures").select_option(index=0)
     page.until_label("spleen")
 
@@ -162,7 +169,7 @@ def test_every_control_has_a_name(page):
         nameless += page.tab.evaluate(
             """() => [...document.querySelectorAll("button, input, select, textarea, canvas")]
                 .filter((one) => one.offsetParent && one.type !== "hidden")
-                .filter((one) => !(one.getAttribute("aria-label") || one.title || one.textContent.trim() || one.placeholder
+                .filter((one) => !(one.getAttribute("aria-label") || one.title || one.textContent.trim()
                     || [...(one.labels || [])].some((label) => label.textContent.trim())))
                 .map((one) => one.outerHTML.slice(0, 120))"""
         )
@@ -171,8 +178,7 @@ def test_every_control_has_a_name(page):
 
 def test_what_a_model_says_of_a_real_ct_is_withheld_until_it_is_asked_for(page):
     page.section("Ask")
-    page.press("Ask")
-    page.tab.get_by_role("button", name="Ask", exact=True).last.click()
+    page.press("Ask the model")
     page.says(WITHHELD)
     page.says("times as far from the phantoms")
     page.tab.get_by_label("show anyway (real CT)").check()
@@ -184,13 +190,15 @@ def test_a_phantom_is_asked_with_every_control_and_sensitivity_is_shown(page):
     page.choose("Case", "Phantom patient 2")
     page.says("32×64×64 voxels")
     page.section("Ask")
-    page.tab.get_by_role("button", name="Ask", exact=True).last.click()
+    page.press("Ask the model")
     page.says("colours swapped")
     page.says("Drawn into the phantom:")
     before = page.pixels()
     page.press("Show what it is sensitive to")
     page.says("Bright: changing the picture there")
-    page.tab.wait_for_function("before => document.querySelector('canvas[data-plane=axial]').toDataURL() !== before", arg=before)
+    page.tab.wait_for_function(
+        "before => document.querySelector('canvas[data-plane=axial]').toDataURL() !== before", arg=before
+    )
 
 
 def test_what_is_kept_can_be_read_again(page, tmp_path):
@@ -245,7 +253,7 @@ def test_a_ct_without_masks_is_outlined_by_hand_and_by_keys(page):
             page.tab.keyboard.press(f"Alt+{move}")
         page.tab.keyboard.press(" ")
     page.tab.keyboard.press("Enter")
-    page.says("A polygon on slice 10")
+    page.says(f"A polygon on slice {page.index()}")
     page.press("Crosshair")
 
 
@@ -290,13 +298,14 @@ def test_two_people_at_once_see_their_own_cases(page, browser, served):
 def test_the_page_cannot_make_the_kernel_run_code(page, data):
     target = data / "written-by-the-page"
     page.tab.evaluate(
-        """async (path) => {
+        """async (target) => {
             const config = JSON.parse(document.getElementById("jupyter-config-data").textContent);
-            const socket = new WebSocket(`ws://${location.host}/api/kernels/${config.kernelId}/channels?session_id=x`);
+            const path = `/api/kernels/${config.kernelId}/channels?session_id=x`;
+            const socket = new WebSocket(`ws://${location.host}${path}`);
             await new Promise((done) => { socket.onopen = done; });
             const header = {msg_id: "1", msg_type: "execute_request", session: "x", username: "", version: "5.3", date: ""};
             socket.send(JSON.stringify({header, parent_header: {}, metadata: {}, channel: "shell", buffers: [],
-                content: {code: `open(${JSON.stringify(path)}, "w").write("x")`, silent: false}}));
+                content: {code: `open(${JSON.stringify(target)}, "w").write("x")`, silent: false}}));
             await new Promise((done) => setTimeout(done, 2000));
         }""",
         str(target),

@@ -204,7 +204,7 @@ def drawings(condition: str, what: Given, record: Record, distractor: str | None
 
 
 def elsewhere(what: Given, region: str) -> str | None:
-    """The structure that a prompt is moved to: of those that the models know, the nearest one; None if there is none."""
+    """The structure that a prompt is moved to: the nearest one that the models know; None if there is none."""
     known = {name: mask for name, mask in what.masks.items() if name in REGIONS or name == region}
     return perturb.neighbour(known, region, what.spacing_mm)
 
@@ -219,7 +219,8 @@ def verdict(answers: Sequence[Answer]) -> str:
         return f"The answer is another one with: {'; '.join(changed)}. On that it depends."
     moved = [abs(one.confidence - first.confidence) for one in others if not math.isnan(one.confidence)]
     by = f", its confidence moves by at most {100 * max(moved):.0f} points" if moved else ""
-    return f"The answer stays without the prompt, with it elsewhere and in other colours{by}: it doesn't hang on the prompt."
+    same = "The answer stays without the prompt, with it elsewhere and in other colours"
+    return f"{same}{by}: it doesn't hang on the prompt."
 
 
 @lru_cache(maxsize=4)

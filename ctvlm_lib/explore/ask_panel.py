@@ -55,10 +55,10 @@ class AskPanel:
         self.text = widgets.Text(description="Own words", placeholder="Is there a cyst in the liver?", layout=WIDE)
         self.form = widgets.Dropdown(options=FORMS, description="Answer is", layout=WIDE)
         self.choices = widgets.Text(description="Choices", placeholder="mass; cyst; none", layout=WIDE)
-        self.saved = widgets.Text(description="Model", placeholder="folder below the data folder; empty: the workbook's",
+        self.saved = widgets.Text(description="Model", placeholder="empty: the workbook's; or a folder of yours",
                                   layout=WIDE)  # fmt: skip
         self.anyway = widgets.Checkbox(description="show anyway (real CT)", indent=False)
-        self.ask = widgets.Button(description="Ask", button_style="primary")
+        self.ask = widgets.Button(description="Ask the model", button_style="primary")
         self.where = widgets.Button(description="Show what it is sensitive to", layout={"width": "auto"}, disabled=True)
         self.say, self.result, self.worded = widgets.HTML(), widgets.HTML(), widgets.HTML()
         self.widget = widgets.VBox([
@@ -187,11 +187,13 @@ class AskPanel:
         ]
         lines = [table(rows, ("asked", "prompt on", f"answer of {self.model.name}"))]
         if self.strange is not None:
-            lines.append(paragraph(
-                f"This CT lies {self.strange:.1f} times as far from the phantoms that the model knows as phantoms lie from"
-                " each other (in its encoder's features; 1 is the farthest twentieth of phantoms). A small number is no"
-                " reason to believe an answer."
-            ))  # fmt: skip
+            lines.append(
+                paragraph(
+                    f"This CT lies {self.strange:.1f} times as far from the phantoms that the model knows as phantoms lie"
+                    " from each other (in its encoder's features; 1 is the farthest twentieth of phantoms). A small"
+                    " number is no reason to believe an answer."
+                )
+            )
         if self.withheld:
             lines.append(paragraph("Tick “show anyway” to read what it says all the same."))
         else:

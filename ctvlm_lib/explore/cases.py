@@ -205,7 +205,7 @@ def _unzip(path: Path, folder: Path) -> None:
             members = [one for one in packed.infolist() if not one.is_dir()]
             if len(members) > MOST_FILES or sum(one.file_size for one in members) > MOST_UNZIPPED:
                 raise BadInput(
-                    f"the ZIP holds {len(members):,} files and {sum(one.file_size for one in members) / 1024**3:.1f} GB;"
+                    f"the ZIP holds {len(members):,} files, {sum(one.file_size for one in members) / 1024**3:.1f} GB;"
                     f" at most {MOST_FILES:,} files and {MOST_UNZIPPED // 1024**3} GB are taken: give one series alone"
                 )
             left = MOST_UNZIPPED

@@ -152,7 +152,8 @@ def summary(
 @page {{ size: A4; margin: 14mm }}
 body {{ font: 14px system-ui, sans-serif; max-width: 720px; margin: 16px auto; color: #1c1c1f; background: #fff }}
 h1 {{ font-size: 20px }} h2 {{ font-size: 15px; margin-bottom: 4px }} img {{ max-width: 100% }}
-table {{ border-collapse: collapse }} td, th {{ border-bottom: 1px solid #ccc; padding: 3px 14px 3px 0; text-align: left }}
+table {{ border-collapse: collapse }}
+td, th {{ border-bottom: 1px solid #ccc; padding: 3px 14px 3px 0; text-align: left }}
 .notice {{ border: 2px solid #b35900; padding: 6px 10px }}
 </style>
 <h1>{escape(case.name)}</h1>
@@ -161,8 +162,8 @@ table {{ border-collapse: collapse }} td, th {{ border-bottom: 1px solid #ccc; p
 <p>{escape(prompt.sentence)}</p>
 {asked}
 <p>{escape(" · ".join(case.notes))}</p>
-<p><small>ctvlm {escape(__version__)}{f", model {escape(model)}" if model else ""}; radiological display: the patient's right
-on the left.</small></p>
+<p><small>ctvlm {escape(__version__)}{f", model {escape(model)}" if model else ""}; radiological display:
+the patient's right on the left.</small></p>
 </html>
 """
     return File(f"{_stem(case)}-summary.html", "text/html", page.encode())

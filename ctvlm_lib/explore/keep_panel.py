@@ -78,7 +78,8 @@ class KeepPanel:
         session = self.session
         return {
             "case": session.case.name, "viewer": {name: getattr(session.viewer, name) for name in VIEWER},
-            "choice": asdict(session.choice), "shown": list(session.shown), "drawn": [asdict(one) for one in session.drawn],
+            "choice": asdict(session.choice), "shown": list(session.shown),
+            "drawn": [asdict(one) for one in session.drawn],
             "question": self.asked.question.value,
         }  # fmt: skip
 

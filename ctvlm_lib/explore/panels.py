@@ -118,9 +118,11 @@ class OutlinePanel:
         self.session, self._points, self._kind = session, (), "box"
         number = {"min": 0, "max": 9999, "layout": {"width": "90px"}}
         self.plane = widgets.Dropdown(options=PLANES, description="Plane", layout=WIDE)
-        self.corners = [widgets.BoundedIntText(tooltip=what, description=what, style={"description_width": "52px"},
-                                               **number | {"layout": {"width": "140px"}})
-                        for what in ("top row", "left col.", "last row", "right col.")]  # fmt: skip
+        self.corners = [
+            widgets.BoundedIntText(description=what, style={"description_width": "62px"},
+                                   **number | {"layout": {"width": "150px"}})
+            for what in ("top row", "left", "last row", "right")
+        ]  # fmt: skip
         self.first = widgets.BoundedIntText(description="Slices from", **number | {"layout": {"width": "180px"}})
         self.last = widgets.BoundedIntText(description="to", style={"description_width": "20px"},
                                            **number | {"layout": {"width": "110px"}})  # fmt: skip
@@ -190,7 +192,7 @@ class PromptPanel:
         self.style = widgets.ToggleButtons(options=prompts.STYLES, value="contour", description="Prompt",
                                            style={"button_width": "76px"})  # fmt: skip
         self.thickness = widgets.Dropdown(options=[1, 3, 5, 7, 9], value=3, description="Line, px", layout=WIDE)
-        self.side = widgets.Dropdown(options=[("from the edge's inner side", "inner"), ("on both sides of the edge", "both")],
+        self.side = widgets.Dropdown(options=[("from the edge's inner side", "inner"), ("on both sides", "both")],
                                      description="Contour", layout=WIDE)  # fmt: skip
         self.rule = widgets.Dropdown(options=[*RULES, BY_HAND], description="Distractor", layout=WIDE)
         self.named = widgets.Dropdown(options=[], description="Which one", layout=WIDE)
@@ -239,7 +241,7 @@ class PromptPanel:
             return prompt.sentence
         lines = prompt.marks[0].mask | prompt.marks[-1].mask
         share = prompts.share_read(lines)
-        seen = f" Of these lines, brought to its 128×256×256 voxels, the first layer of Med3DVLM's encoder reads {share:.0%}"
+        seen = f" Of these lines, brought to its 128×256×256 voxels, Med3DVLM's first layer reads {share:.0%}"
         models = "; the workbook's own models get a line of one voxel on their grid and read all of it."
         text = f"{prompt.sentence}{seen}{models}"
         if self.session.choice.colours == prompts.SAFE:

@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data", metavar="DIR", help="folder whose CTs can be opened by path (default: app/data in the output folder)"
     )
+    parser.add_argument("--dark", action="store_true", help="light letters on a dark page")
     parser.add_argument("--out", metavar="DIR", help="output folder (default: $CTVLM_OUT, else out/ in the project)")
 
 
@@ -40,6 +41,7 @@ def command(arguments: argparse.Namespace) -> int:
         f"--Voila.tornado_settings={_headers(arguments.port)}",
     ]
     options += ["--no-browser"] if arguments.no_browser else []
+    options += ["--theme=dark"] if arguments.dark else []
     paths = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
     environment = {
         **os.environ,

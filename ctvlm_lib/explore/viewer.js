@@ -364,28 +364,39 @@ class PlaneView {
     return [pen, pixels, new Uint32Array(pixels.data.buffer)];
   }
 
-  paintGrey({ hu }) {
-    const grey = this.viewer.greys(), [pen, pixels, out] = this.image(this.base);
+  /** Whether a layer has to be painted again: it was made of other things. */
+  stale(layer, ...made) {
+    const before = this.made?.[layer];
+    this.made = { ...this.made, [layer]: made };
+    return !before || before.some((one, i) => one !== made[i]);
+  }
+
+  paintGrey(slice) {
+    const grey = this.viewer.greys(), { hu } = slice;
+    if (!this.stale("grey", slice, grey)) return;
+    const [pen, pixels, out] = this.image(this.base);
     for (let i = 0; i < hu.length; i++) out[i] = grey[hu[i] + 32768];
     pen.putImageData(pixels, 0, 0);
   }
 
-  paintHeat({ heat }) {
-    const colours = this.viewer.model.get("heat").colours, [pen, pixels] = this.image(this.warm);
-    for (let i = 0; i < heat.length; i++) {
-      const [r, g, b] = colours[heat[i]];
-      pixels.data.set([r, g, b, Math.round(heat[i] * 0.7)], 4 * i);
-    }
+  paintHeat(slice) {
+    const { heat } = slice, { colours } = this.viewer.model.get("heat");
+    if (!this.stale("heat", slice, colours)) return;
+    const [pen, pixels, out] = this.image(this.warm);
+    const table = colours.map((rgb, value) => packed(rgb, value * 0.7));
+    for (let i = 0; i < heat.length; i++) out[i] = table[heat[i]];
     pen.putImageData(pixels, 0, 0);
   }
 
-  paintMarks({ marks }) {
-    const { cols, rows } = this.frame, model = this.viewer.model, opacity = model.get("opacity");
-    const palette = new Map(model.get("palette").map((entry) => [entry.code, entry]));
-    const [pen, pixels] = this.image(this.over);
+  paintMarks(slice) {
+    const { cols, rows } = this.frame, model = this.viewer.model, opacity = model.get("opacity"), { marks } = slice;
+    if (!this.stale("marks", slice, opacity, model.get("palette"))) return;
+    const palette = [];
+    for (const entry of model.get("palette")) palette[entry.code] = entry;
+    const [pen, pixels, out] = this.image(this.over);
     for (let row = 0, i = 0; row < rows; row++) {
       for (let column = 0; column < cols; column++, i++) {
-        const code = marks[i], entry = code && palette.get(code);
+        const code = marks[i], entry = code && palette[code];
         if (!entry) continue;
         let alpha = opacity;
         if (code >= FIRST_STRUCTURE) {
@@ -393,7 +404,7 @@ class PlaneView {
             || marks[i + 1] !== code || marks[i - cols] !== code || marks[i + cols] !== code;
           alpha *= edge ? 0.9 : 0.22; // an outline before an area
         } else if (entry.dashed && Math.floor((row + column) / 2) % 2) alpha *= 0.35;
-        pixels.data.set([...entry.rgb, Math.round(255 * alpha)], 4 * i);
+        out[i] = packed(entry.rgb, 255 * alpha);
       }
     }
     pen.putImageData(pixels, 0, 0);
@@ -479,6 +490,9 @@ class PlaneView {
   }
 }
 
+/** A colour as canvases store it. */
+function packed([r, g, b], alpha) { return ((Math.round(alpha) << 24) | (b << 16) | (g << 8) | r) >>> 0; }
+
 function path(pen, points) {
   pen.beginPath();
   points.forEach(([px, py], i) => (i ? pen.lineTo(px, py) : pen.moveTo(px, py)));
@@ -528,15 +542,23 @@ class Viewer {
 
   move(at) {
     if (at.every((value, i) => value === this.model.get("at")[i])) return;
-    this.set("at", at);
+    this.model.set("at", at); // draws what is here and asks for what isn't …
+    clearTimeout(this.telling);
+    this.telling = setTimeout(() => this.model.save_changes(), 60); // … before the kernel is told where we are
   }
 
   arrived(plane, index) {
     const view = this.views.find((one) => one.plane === plane);
     if (view.index !== index) return;
     view.draw();
-    for (const next of [index + 1, index - 1]) { // the neighbours are fetched while nobody waits
-      if (next >= 0 && next < view.frame.slices && !this.slices.kept.has(`${plane}:${next}`)) { this.slices.want(plane, next); break; }
+    clearTimeout(this.resting);
+    this.resting = setTimeout(() => this.views.forEach((one) => this.fetchBeside(one)), 120);
+  }
+
+  /** The neighbours of a slice are fetched while nobody waits. */
+  fetchBeside({ plane, index, frame }) {
+    for (const next of [index + 1, index - 1]) {
+      if (next >= 0 && next < frame.slices && !this.slices.kept.has(`${plane}:${next}`)) { this.slices.want(plane, next); return; }
     }
   }
 
