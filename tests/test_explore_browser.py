@@ -303,7 +303,8 @@ def test_the_page_cannot_make_the_kernel_run_code(page, data):
             const path = `/api/kernels/${config.kernelId}/channels?session_id=x`;
             const socket = new WebSocket(`ws://${location.host}${path}`);
             await new Promise((done) => { socket.onopen = done; });
-            const header = {msg_id: "1", msg_type: "execute_request", session: "x", username: "", version: "5.3", date: ""};
+            const header = {msg_id: "1", msg_type: "execute_request", session: "x", version: "5.3", username: "",
+                date: ""};
             socket.send(JSON.stringify({header, parent_header: {}, metadata: {}, channel: "shell", buffers: [],
                 content: {code: `open(${JSON.stringify(target)}, "w").write("x")`, silent: false}}));
             await new Promise((done) => setTimeout(done, 2000));

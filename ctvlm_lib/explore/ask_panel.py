@@ -189,8 +189,8 @@ class AskPanel:
         if self.strange is not None:
             lines.append(
                 paragraph(
-                    f"This CT lies {self.strange:.1f} times as far from the phantoms that the model knows as phantoms lie"
-                    " from each other (in its encoder's features; 1 is the farthest twentieth of phantoms). A small"
+                    f"This CT lies {self.strange:.1f} times as far from the phantoms that the model knows as phantoms"
+                    " lie from each other (in its encoder's features; 1 is the farthest twentieth of phantoms). A small"
                     " number is no reason to believe an answer."
                 )
             )

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,6 +23,9 @@ from ctvlm_lib.mask import LabelMap
 from ctvlm_lib.records.record import Record
 from ctvlm_lib.volume import Volume, dicom
 from ctvlm_lib.volume.read import NIFTI
+
+if TYPE_CHECKING:
+    from ctvlm_lib.records.phantom import Patient
 
 VARIABLE = "CTVLM_DATA"  # by which ``ctvlm app`` hands its data folder to the page
 REAL, PHANTOM, OWN = "real", "phantom", "own"
@@ -75,11 +79,18 @@ def load(name: str) -> Case:
     return Case(name, REAL, ct, labels, notes=("a real CT; its masks are a model's, no radiologist has checked them",))
 
 
-def _phantom(name: str) -> Case:
+def patient_of(name: str) -> "Patient":
+    """The phantom patient behind one of ``PHANTOMS``, with everything that is true of them."""
     from ctvlm_lib.records import protocol
-    from ctvlm_lib.records.questions import candidates
 
     *_, patient = protocol.load().patients("test", n=PHANTOMS[name] + 1)
+    return patient
+
+
+def _phantom(name: str) -> Case:
+    from ctvlm_lib.records.questions import candidates
+
+    patient = patient_of(name)
     findings = ", ".join(finding.kind for finding in patient.findings) or "no finding"
     notes = ("a phantom: drawn, not scanned, on the grid that the models read", f"drawn in: {findings}")
     present = set(patient.labels.present)

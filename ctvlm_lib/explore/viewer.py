@@ -183,6 +183,13 @@ def _order(mark: tuple[int, Mark]) -> tuple[bool, int]:
     return mark[0] < FIRST_STRUCTURE, mark[0]
 
 
+def warmed(rgb: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Lay a map over a picture as the page does: uint8 ``(…, 3)`` and values 0…1 ``(…)`` → uint8 ``(…, 3)``."""
+    colours = np.array(heat_colours(), np.float32)[np.rint(255 * np.clip(values, 0, 1)).astype(int)]
+    opacity = 0.7 * np.clip(values, 0, 1)[..., None]
+    return np.rint((1 - opacity) * rgb + opacity * colours).astype(np.uint8)
+
+
 def heat_colours() -> list[list[int]]:
     """256 colours of matplotlib's "inferno"."""
     from matplotlib import colormaps
