@@ -180,6 +180,9 @@ def test_a_drawn_region_is_asked_about_and_may_share_voxels(session):
     assert session.volumes_ml()["drawn region"] == pytest.approx(session.labels.volume_ml("drawn region"))
     with pytest.raises(BadInput, match="structure 'liver' already"):
         session.draw(Drawn("liver", "box", "axial", ((15, 8), (25, 18)), 10, 14))
+    session.take(session.case.labels)
+    assert session.drawn == [] and session.choice.region == "aorta"
+    session.draw(Drawn("drawn region", "box", "axial", ((15, 8), (25, 18)), 10, 14))
     session.remove_drawn()
     assert session.names == ["aorta", "liver", "spleen"] and session.choice.region == "aorta"
 
@@ -249,6 +252,13 @@ def test_a_zip_that_is_none_or_holds_too_much_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(cases, "MOST_UNZIPPED", 1000)
     with pytest.raises(BadInput, match="give one series alone"), cases.unzipped(path):
         pass
+
+
+def test_a_packed_file_that_is_too_large_for_memory_is_refused(synthetic_case, tmp_path, monkeypatch):
+    path = synthetic_case.volume.save(tmp_path / "ct.nii.gz")
+    monkeypatch.setattr(cases, "MOST_UNZIPPED", 1000)
+    with pytest.raises(BadInput, match="unpacks to more than"):
+        cases.own_case(path)
 
 
 class Sent(list):
@@ -349,6 +359,8 @@ def test_a_real_ct_is_not_answered_about_unless_it_is_asked_for(asset):
     assert b"(confidence" not in page.panels["Keep"].summary().content
     panel.anyway.value = True
     assert "confidence" in panel.result.value and "times as far from the phantoms" in panel.result.value
+    page.panels["Case"].case.value = "Phantom patient 1"
+    assert not panel.anyway.value  # it was ticked for one CT, not for the next
 
 
 # --- what is kept

@@ -71,7 +71,7 @@ class AskPanel:
         self.anyway.observe(lambda _: self._show(), names="value")
         for control in (self.question, self.text, self.form, self.choices):
             control.observe(lambda _: self._word(), names="value")
-        session.when(CASE, self._forget)
+        session.when(CASE, self._another_case)
         session.when(PROMPT, self._fill)
         self._region: str | None = None
         self._fill()
@@ -100,11 +100,16 @@ class AskPanel:
         self.question.value = next(iter(self._known), OWN)
         self._word()
 
+    def _another_case(self) -> None:
+        self.anyway.value = False  # what was shown anyway of one CT is withheld of the next
+        self._forget()
+
     def _forget(self) -> None:
         self.answers, self.record = [], None
         self.where.disabled = True
         self.result.value = self.say.value = ""
-        self.session.viewer.show_heat(None) if self.session.viewer.heat["shown"] else None
+        if self.session.viewer.heat["shown"]:
+            self.session.viewer.show_heat(None)
 
     def asked(self) -> Record:
         """The question that would be asked.

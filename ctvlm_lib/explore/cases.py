@@ -5,10 +5,12 @@ soon as it has been read. A DICOM series' name, id, birth date and institution a
 a neutral name, so that no file name finds its way into what is exported.
 """
 
+import gzip
 import os
 import shutil
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -168,6 +170,7 @@ def own_case(path: Path) -> Case:
         series, note = _largest_series(path)
         ct, notes = volume.load(path, series=series), note
     else:
+        _check_unpacked(path)
         ct = volume.load(path)
     ct = replace(ct, name="own CT", notes=ct.notes)
     return Case("own-ct", OWN, ct, empty_labels(ct), notes=(*notes, *ct.notes))
@@ -225,6 +228,23 @@ def _unzip(path: Path, folder: Path) -> None:
                     left -= _copied(source, target, left)
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError) as error:
         raise BadInput(f"the ZIP can't be unpacked ({type(error).__name__}); pack the DICOM files again") from error
+
+
+def _check_unpacked(path: Path) -> None:
+    """Refuse a packed file that is larger than memory should hold, before it is unpacked there."""
+    if path.suffix.lower() != ".gz":
+        return
+    size = 0
+    try:
+        with gzip.open(path) as packed:
+            while part := packed.read(1 << 24):
+                size += len(part)
+                if size > MOST_UNZIPPED:
+                    raise BadInput(
+                        f"the file unpacks to more than {MOST_UNZIPPED / 1024**3:g} GB; give a smaller part of the CT"
+                    )
+    except (OSError, EOFError, zlib.error):
+        return  # a damaged file: reading says what is wrong with it
 
 
 def _copied(source, target, most: int) -> int:

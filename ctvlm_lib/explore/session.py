@@ -119,6 +119,7 @@ class Session:
     def take(self, labels: LabelMap) -> None:
         """Use other structures for this case."""
         self.labels = labels
+        self.drawn = [one for one in self.drawn if one.name in labels.overlapping]
         self.shown = tuple(name for name in self.shown if name in self.names)
         if self.choice.region not in self.names:
             self.choice = replace(self.choice, region=self.names[0] if self.names else "")

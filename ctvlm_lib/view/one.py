@@ -1,4 +1,4 @@
-"""One slice as a figure; the explorer's picture and the static figure are the same drawing."""
+"""One slice as a figure, whose content can be changed without building it again."""
 
 from collections.abc import Sequence
 
