@@ -72,9 +72,10 @@ class Page:
     Args:
         browser: Playwright's.
         url: of the page.
+        before: called with the tab once it is there. keys: pressed after that.
     """
 
-    def __init__(self, browser, url: str, **context) -> None:
+    def __init__(self, browser, url: str, before=None, keys: str = "", **context) -> None:
         self.context = browser.new_context(
             **{"viewport": {"width": 1280, "height": 800}, "accept_downloads": True} | context
         )
@@ -84,6 +85,9 @@ class Page:
         self.tab.on("pageerror", lambda error: self.errors.append(str(error)))
         self.tab.set_default_timeout(40_000)
         self.tab.goto(url)
+        if before is not None:
+            before(self.tab)
+            self.tab.keyboard.press(keys)
         self.tab.wait_for_selector("canvas[data-plane=axial][data-index]", timeout=60_000)
 
     def canvas(self, plane: str = "axial"):

@@ -2,6 +2,8 @@
 
 import json
 import socket
+import subprocess
+import sys
 import zipfile
 from argparse import ArgumentParser
 from dataclasses import replace
@@ -21,9 +23,10 @@ from ctvlm_lib.explore.ask import question as question_of
 from ctvlm_lib.explore.cases import OWN, PHANTOM, Case
 from ctvlm_lib.explore.page import Explorer
 from ctvlm_lib.explore.session import BY_HAND, Drawn, Session
-from ctvlm_lib.mask import LabelMap
+from ctvlm_lib.mask import LabelMap, dice
 from ctvlm_lib.prompt.distractor import choose
 from ctvlm_lib.prompt.render import Style, draw
+from ctvlm_lib.run import PROJECT
 from ctvlm_lib.view import PLANES, frame
 from ctvlm_lib.volume import Volume
 
@@ -205,6 +208,18 @@ def test_structures_are_found_by_any_of_their_names(session):
     assert session.found("RID58") == session.found("LIVER") == ["liver"]
     assert session.found("nowhere") == [] and len(session.found("")) == 3
     assert session.volumes_ml()["liver"] == pytest.approx(session.labels.volume_ml("liver"))
+
+
+@pytest.mark.slow
+def test_masks_by_the_small_network_are_marked_as_unreliable():
+    phantom = cases.load("Phantom patient 1")
+    page = Explorer(replace(phantom, labels=cases.empty_labels(phantom.volume)), background=False)
+    panel = page.panels["Outline"]
+    panel.predict.click()
+    assert "seen phantoms only: unreliable" in panel.say.value and outline.UNRELIABLE in page.session.labels.notes
+    assert dice(page.session.labels.binary("liver"), phantom.labels.binary("liver")) > 0.8
+    page.session.choose(region="liver", style="contour")
+    assert "around the liver" in page.panels["Prompt"].say.value
 
 
 # --- cases of one's own
@@ -419,6 +434,12 @@ def test_a_view_that_holds_nonsense_is_refused_and_the_page_lives(explorer):
             panel.restore(state)
     explorer.session.choose(style="box")
     assert "green box" in explorer.panels["Prompt"].say.value
+
+
+def test_the_page_opens_without_pytorch():
+    """A model takes seconds to load; a person who only looks needs none."""
+    code = "import sys; from ctvlm_lib.explore import page; assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=PROJECT).returncode == 0
 
 
 def test_the_static_figure_shows_the_view(explorer):

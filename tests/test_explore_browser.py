@@ -10,6 +10,7 @@ import pytest
 from helpers_browser import Page, Served
 
 from ctvlm_lib.explore.ask import WITHHELD
+from ctvlm_lib.run import PROJECT
 from ctvlm_lib.volume import Volume
 
 pytestmark = [pytest.mark.slow, pytest.mark.assets]
@@ -293,6 +294,31 @@ def test_two_people_at_once_see_their_own_cases(page, browser, served):
     other.says("32×64×64 voxels")
     assert page.tab.get_by_text("DICOM series of 20 slices").count()
     other.context.close()
+
+
+def test_it_works_in_jupyterlab_too(browser, tmp_path, data):
+    import nbformat
+
+    notebook = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
+    notebook.cells = [nbformat.v4.new_code_cell("from ctvlm_lib.explore.page import Explorer\nExplorer()")]
+    nbformat.write(notebook, tmp_path / "page.ipynb")
+    words = ["jupyterlab", "--no-browser", "--allow-root", "--port={port}", f"--ServerApp.root_dir={tmp_path}"]
+    lab = Served(*words, "--IdentityProvider.token=", "--ServerApp.disable_check_xsrf=True",
+                 log=tmp_path / "log.txt", path="/lab/tree/page.ipynb", JUPYTER_PREFER_ENV_PATH="1",
+                 PYTHONPATH=str(PROJECT))  # fmt: skip
+    try:
+        page = Page(browser, lab.url, before=lambda tab: tab.locator(".jp-CodeCell .cm-content").first.click(),
+                    keys="Shift+Enter")  # fmt: skip
+        assert "contour: liver" in page.label()
+        page.canvas().focus()
+        at = page.index()
+        page.tab.keyboard.press("ArrowDown")
+        page.until("axial", at - 1)
+        page.press("box")
+        page.until_label("region: liver")
+        page.context.close()
+    finally:
+        lab.stop()
 
 
 def test_the_page_cannot_make_the_kernel_run_code(page, data):

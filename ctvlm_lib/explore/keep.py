@@ -14,16 +14,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ctvlm_lib import __version__, volume
 from ctvlm_lib.errors import BadInput
-from ctvlm_lib.explore.ask import Answer
 from ctvlm_lib.explore.cases import Case
 from ctvlm_lib.explore.prompts import Prompt
 from ctvlm_lib.prompt.overlay import COLOURS, overlay
 from ctvlm_lib.records.record import Record
+
+if TYPE_CHECKING:
+    from ctvlm_lib.explore.ask import Answer
 
 NOTICE = "Research and teaching, not a medical device."
 VIEW = "ctvlm-view/1"
@@ -72,7 +75,7 @@ def png_stack(case: Case, prompt: Prompt, window) -> File:
     return File(f"{_stem(case)}-slices.zip", "application/zip", packed.getvalue())
 
 
-def record_lines(case: Case, record: Record, answers: Sequence[Answer], model: str) -> File:
+def record_lines(case: Case, record: Record, answers: Sequence["Answer"], model: str) -> File:
     """The question and every answer as JSON lines, the record's own fields first."""
     rows = [
         record.to_dict() | {"model": model, "control": one.how, "marked": one.marked or None, "said": one.text,
@@ -129,7 +132,7 @@ def view_of_link(query: str) -> dict | None:
 
 
 def summary(
-    case: Case, prompt: Prompt, picture: bytes, question: str, answers: Sequence[Answer], verdict: str, model: str,
+    case: Case, prompt: Prompt, picture: bytes, question: str, answers: Sequence["Answer"], verdict: str, model: str,
     shown: Sequence[str],
 ) -> File:  # fmt: skip
     """One page to print or to keep: picture, prompt, question, answers, and what they may be used for.
