@@ -194,7 +194,7 @@ def test_regions_can_be_chosen_and_each_may_have_its_own_file(blocks):
 
 
 def test_wording_is_the_cohorts_and_names_read_well():
-    assert ASKED["organ"] == questions._ASKED["organ"]
+    assert ASKED["organ"] == questions.ASKED["organ"]
     assert called("vertebrae L5") == "L5 vertebra" and called("left rib 12") == "left twelfth rib"
     assert called("superior vena cava") == "superior vena cava" and called("left iliac vena") == "left iliac vein"
     assert called("left hip") == "left hip bone" and called("liver") == "liver"

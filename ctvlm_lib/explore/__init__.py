@@ -7,3 +7,15 @@ prompts.py     lines and sentences                       ask.py       models, an
 files.py/.js   uploads and downloads in parts            keep.py      what is exported
 server.py      ``ctvlm app``
 """
+
+
+def explore(volume, labels):
+    """The explorer on a CT and its label map, for a notebook; long work waits, as nothing runs beside a cell.
+
+    Args:
+        volume: a :class:`ctvlm_lib.volume.Volume`. labels: a :class:`ctvlm_lib.mask.LabelMap` on its grid.
+    """
+    from ctvlm_lib.explore.cases import OWN, Case
+    from ctvlm_lib.explore.page import Explorer
+
+    return Explorer(Case("own-ct", OWN, volume, labels), background=False)
