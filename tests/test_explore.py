@@ -1,6 +1,7 @@
 """The explorer without a browser: cases, outlines, prompts, answers, what is kept, and what is refused."""
 
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -15,13 +16,15 @@ from helpers_ct import lps_affine
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ctvlm_lib import checkpoints
 from ctvlm_lib.errors import BadInput
-from ctvlm_lib.explore import cases, files, keep, outline, prompts, server
+from ctvlm_lib.explore import ask, cases, files, keep, outline, prompts, server
 from ctvlm_lib.explore.ask import Answer, elsewhere, verdict
 from ctvlm_lib.explore.ask import given as seen_by_models
-from ctvlm_lib.explore.ask import question as question_of
 from ctvlm_lib.explore.cases import OWN, PHANTOM, Case
 from ctvlm_lib.explore.page import Explorer
+from ctvlm_lib.explore.questions import question as question_of
+from ctvlm_lib.explore.questions import templates
 from ctvlm_lib.explore.session import BY_HAND, Drawn, Session
 from ctvlm_lib.mask import LabelMap, dice
 from ctvlm_lib.prompt.distractor import choose
@@ -246,6 +249,15 @@ def test_own_files_are_listed_and_opened_under_a_neutral_name(synthetic_case, tm
     assert "Doe" not in opened.name + opened.volume.name + "".join(opened.notes)
 
 
+def test_no_file_of_a_dicom_folder_is_named(asset, tmp_path):
+    for file in sorted(asset("ct_dicom/series").iterdir())[:6]:
+        shutil.copy(file, tmp_path)
+    (tmp_path / "JOHN_DOE.dcm").write_bytes(bytes(128) + b"DICM")
+    opened = cases.open_path(".", tmp_path)
+    assert any("1 DICOM files are no readable images" in note for note in opened.notes)
+    assert "DOE" not in "".join(opened.notes) and "DOE" not in "".join(opened.volume.notes)
+
+
 def test_labels_without_names_are_called_by_their_numbers(synthetic_case, tmp_path):
     path = tmp_path / "labels.nii.gz"
     stored = nib.Nifti1Image(np.arange(8, dtype=np.uint8).reshape(2, 2, 2), np.eye(4))
@@ -336,6 +348,33 @@ def test_a_question_names_its_region_or_not():
     assert not question_of("What is in the marked region?", "liver", open_ended=True).names_region
     with pytest.raises(BadInput, match="the question is empty"):
         question_of("  ", "liver")
+
+
+def test_the_offered_questions_are_in_the_cohorts_words():
+    asked = [record.question for record in templates("left lung upper lobe").values()]
+    assert "Is there emphysema in the left lung upper lobe?" in asked
+    assert "Is there a ground-glass opacity in the left lung upper lobe?" in asked
+    assert {record.region for record in templates("liver").values()} == {"liver"}
+
+
+def test_a_namesake_of_a_stored_arm_has_no_threshold():
+    name = "vlm-B-contour-small"
+    assert ask.threshold_of(name, checkpoints.record(name)["weights"]["sha256"]) == ask.threshold_of(name)
+    assert ask.threshold_of(name, "another model's") is None and ask.threshold_of("vlm-of-mine") is None
+
+
+@pytest.mark.slow
+def test_an_answer_to_what_is_no_longer_shown_is_dropped(monkeypatch, case):
+    page = Explorer("Phantom patient 2", background=False)
+    panel, really = page.panels["Ask"], ask.ask
+
+    def slowly(*how):
+        page.session.open(cases.load("Phantom patient 1"))  # somebody goes on while the model is asked
+        return really(*how)
+
+    monkeypatch.setattr(ask, "ask", slowly)
+    panel.ask.click()
+    assert "its answer is dropped" in panel.say.value and panel.answers == [] and panel.result.value == ""
 
 
 def test_a_prompt_is_moved_to_a_structure_that_the_models_know(case):
@@ -438,7 +477,8 @@ def test_a_view_that_holds_nonsense_is_refused_and_the_page_lives(explorer):
 
 def test_the_page_opens_without_pytorch():
     """A model takes seconds to load; a person who only looks needs none."""
-    code = "import sys; from ctvlm_lib.explore import page; assert 'torch' not in sys.modules"
+    code = "import sys; from ctvlm_lib.explore.page import Explorer; Explorer('Phantom patient 1')"
+    code += "; assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=PROJECT).returncode == 0
 
 

@@ -1,6 +1,7 @@
 """Profile paper end to end: the notebooks on miniature copies in the published layouts, down to the ledger's rows."""
 
 import json
+from dataclasses import replace
 
 import helpers_own
 import pandas as pd
@@ -137,6 +138,13 @@ def test_bert_scores_are_stored_beside_the_answers_and_averaged(own):
     reports = rows[(rows["arm"] == home.name) & (rows["column"] == "BERTScore") & (rows["table"] == "T2")]
     of_reports = stored[open_ones.loc[open_ones["kind"] == "report", "id"]]
     assert reports["ours"].item() == pytest.approx(of_reports.mean())
+
+
+def test_a_model_for_bert_score_that_cannot_be_had_is_told_before_anything_is_trained(tmp_path, own, monkeypatch):
+    given = replace(sources.load(own[0]), bert_score=str(tmp_path))
+    monkeypatch.setattr(real_arms, "_trained", lambda *_: pytest.fail("trained"))
+    with pytest.raises(BadInput, match="can't be had .*to leave it out"):
+        real_arms.run("radgenome-none-0.5B", given, home=tmp_path, progress=False)
 
 
 def test_without_a_model_for_bert_score_its_numbers_stay_empty(own, tmp_path):

@@ -138,6 +138,7 @@ def run(
     cohort = RealCohort.of(arm.data, given.folder(arm.data), given.patients)
     tell = print if progress else (lambda line: None)
     tell(f"{label}: {', '.join(f'{len(some):,} {split}' for split, some in cohort.records.items())} questions")
+    check_bert_score(given)  # hours before it is needed
     began = time.monotonic()
     if arm.decoder == RELEASED:
         reader, about = _released(given), checkpoints.circumstances({}) | {"weights": Path(given.med3dvlm).name}
@@ -192,11 +193,31 @@ def bert_score_of(table: pd.DataFrame, given: Sources) -> pd.Series | None:
     rows = table[table["form"] == "open"]
     if not given.bert_score or rows.empty:
         return None
-    local = Path(given.bert_score).is_dir()
-    layers = layers_like_roberta_large(given.bert_score) if local else None
-    truths = [[text] for text in rows["truth"]]
-    scores = bert_scores(rows["answer"].tolist(), truths, given.bert_score, profile="paper", layers=layers)
+    scores = _bert_scores(rows["answer"].tolist(), rows["truth"].tolist(), given.bert_score)
     return pd.Series(scores[:, 2], index=pd.Index(rows["id"], name="id"), name=ROBERTA)
+
+
+def check_bert_score(given: Sources) -> None:
+    """Load the model behind BERTScore, if one is named: no arm shall lose its answers because it can't be had.
+
+    Raises:
+        BadInput: it can't be had.
+    """
+    if not given.bert_score:
+        return
+    try:
+        _bert_scores(["no"], ["no"], given.bert_score)
+    except (OSError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise BadInput(
+            f"the model behind BERTScore, {given.bert_score}, can't be had ({reason}); name a local copy in the sources"
+            ' file, [weights] bert_score = …, or "" to leave it out'
+        ) from error
+
+
+def _bert_scores(said: list[str], true: list[str], model: str) -> np.ndarray:
+    layers = layers_like_roberta_large(model) if Path(model).is_dir() else None
+    return bert_scores(said, [[text] for text in true], model, profile="paper", layers=layers)
 
 
 def ask(

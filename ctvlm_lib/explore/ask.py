@@ -1,10 +1,12 @@
 """Ask the workbook's models about a case, and ask again with the prompt gone, elsewhere and in other colours.
 
 Four answers side by side show whether an answer depends on the prompt. A model refuses where its confidence lies below
-the threshold that keeps its errors on the validation patients at a fifth. It has seen phantoms only: what it says of a
-real CT is withheld unless a person asks for it, and then stands beside how far the CT lies from all phantoms.
+the threshold that keeps its errors on the validation patients at the largest share that the protocol aims at. It has
+seen phantoms only: what it says of a real CT is withheld unless a person asks for it, and then stands beside how far
+the CT lies from all phantoms.
 """
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -20,17 +22,16 @@ from ctvlm_lib.alignment.scans import as_input
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.evaluate.abstention import Threshold, choose_threshold
 from ctvlm_lib.evaluate.choice import score_closed
-from ctvlm_lib.experiments import asked, perturb
-from ctvlm_lib.experiments.answers import AS_ASKED
+from ctvlm_lib.experiments import answers, asked, perturb
 from ctvlm_lib.experiments.conditions import PAPERS_COLOURS, SWAPPED_COLOURS, Drawing, draw
 from ctvlm_lib.experiments.real_field import in_field
 from ctvlm_lib.experiments.vlm_reader import VlmReader, worded
 from ctvlm_lib.explore.cases import PHANTOM, Case
 from ctvlm_lib.mask import LabelMap
+from ctvlm_lib.records import protocol
 from ctvlm_lib.records.phantom import REGIONS
-from ctvlm_lib.records.record import Record, region_name
+from ctvlm_lib.records.record import Record
 
-TARGET_ERROR = 0.2  # the largest of the protocol's
 WITHHELD = "withheld: this model was trained on phantoms only"
 COMPARED, NEIGHBOURS = 40, 3  # phantoms that a CT is compared with; nearest of them that count
 
@@ -98,20 +99,31 @@ def load_model(condition: str, folder: str | Path = "") -> Model:
     trained = record["finetuning"]["condition"]
     model.requires_grad_(False)
     reader = VlmReader(model, processor, blind=record["finetuning"].get("blind", False))
-    return Model(path.name, trained, reader, threshold_of(path.name))
+    weights = checkpoints.record(path.name, path.parent)["weights"]["sha256"]
+    return Model(path.name, trained, reader, threshold_of(path.name, weights))
 
 
 @lru_cache(maxsize=8)
-def threshold_of(name: str) -> Threshold | None:
-    """The confidence that keeps errors at ``TARGET_ERROR`` on the validation patients; None without stored answers."""
-    path = RESULTS / name / "validation.npz"
-    if not path.is_file():
-        return None
-    from ctvlm_lib.experiments import answers
+def threshold_of(name: str, weights: str | None = None) -> Threshold | None:
+    """The confidence that keeps errors at the protocol's largest target on the validation patients.
 
-    table = score_closed(answers.load(path, asked.load(asked.path_of("validation"))))
-    table = table[table["control"] == AS_ASKED]
-    return choose_threshold(table["confidence"], table["correct"].astype(float), TARGET_ERROR)
+    Args:
+        name: of an arm whose answers are stored.
+        weights: hash of the model's; None takes the stored one's word.
+
+    Returns:
+        None where no answers are stored, or those of other weights: a namesake's threshold means nothing.
+    """
+    home = RESULTS / name
+    if not (home / "validation.npz").is_file():
+        return None
+    record = json.loads((home / "record.json").read_text(encoding="utf-8"))
+    if weights is not None and record["weights"]["sha256"] != weights:
+        return None
+    table = score_closed(answers.load(home / "validation.npz", asked.load(asked.path_of("validation"))))
+    table = table[table["control"] == answers.AS_ASKED]
+    target = max(protocol.load().content["abstention"]["target_error"])
+    return choose_threshold(table["confidence"], table["correct"].astype(float), target)
 
 
 def given(case: Case, labels: LabelMap, names: Sequence[str]) -> Given:
@@ -128,32 +140,6 @@ def given(case: Case, labels: LabelMap, names: Sequence[str]) -> Given:
     field = in_field(case.volume, labels, wanted)
     note = f"{field.body_share:.0%} of the scanned body lies in the 340 mm that the model sees"
     return Given(field.volume.hu.astype(np.int16), field.masks, field.volume.spacing_mm, field.volume.affine, note)
-
-
-def question(
-    text: str, structure: str, *, kind: str = "other", choices: Sequence[str] = (), open_ended: bool = False
-) -> Record:
-    """A question of a person's own, about a structure; its answer isn't known.
-
-    Args:
-        text: plain words; "the marked region" where the structure shall not be named.
-        structure: that is marked.
-        kind: of question. choices: of a closed question, none for yes or no.
-        open_ended: the answer is written.
-
-    Raises:
-        BadInput: no words, or choices that can't be.
-    """
-    text, choices = " ".join(text.split()), tuple(dict.fromkeys(c.strip() for c in choices if c.strip()))
-    if not text:
-        raise BadInput("the question is empty; write one, or choose one of the list")
-    region = region_name(structure)
-    return Record(
-        id="explorer", dataset="explorer", patient="explorer", split="test", volume="ct.nii.gz", mask=None,
-        region=region, distractor=None, kind=kind, form="open" if open_ended else "closed", question=text,
-        answer="unknown" if open_ended else (choices or ("Yes",))[0], choices=() if open_ended else choices,
-        names_region=region in text, style="plain",
-    )  # fmt: skip
 
 
 def ask(model: Model, what: Given, record: Record, distractor: str | None = None, tell: Callable[[str], None] = print):
@@ -226,8 +212,6 @@ def verdict(answers: Sequence[Answer]) -> str:
 @lru_cache(maxsize=4)
 def _phantom_features(reader: VlmReader) -> np.ndarray:
     """Pooled features of phantoms of the validation split, without a prompt: ``(COMPARED, channels)``."""
-    from ctvlm_lib.records import protocol
-
     patients = protocol.load().patients("validation", n=COMPARED)
     return np.stack([_pooled(reader, patient.hu) for patient in patients])
 

@@ -9,39 +9,12 @@ from ctvlm_lib.errors import BadInput
 from ctvlm_lib.explore import cases, prompts
 from ctvlm_lib.explore.files import paragraph
 from ctvlm_lib.explore.panels import WIDE, table
+from ctvlm_lib.explore.questions import question, shown, templates
 from ctvlm_lib.explore.session import CASE, PROMPT, Session
-from ctvlm_lib.records.phantom import LOBES
-from ctvlm_lib.records.questions import ASKED, LUNG_CHOICES, LUNG_KINDS, ORGAN_CHOICES, ORGAN_KINDS, ORGAN_SETS
 from ctvlm_lib.records.record import Record
 
 OWN = "own question"
 FORMS = {"yes or no": "yes", "choices": "choices", "open": "open"}
-
-
-def templates(region: str) -> dict[str, Record]:
-    """Questions in the cohort's words about a structure: shown text → record whose answer isn't known."""
-    from ctvlm_lib.explore.ask import question
-
-    lung = region in LOBES
-    kinds, choices = (LUNG_KINDS, LUNG_CHOICES[0]) if lung else (ORGAN_KINDS, ORGAN_CHOICES[0])
-    named = f"the {region}"
-    made = [question(ASKED["presence"][0].format(where=named), region, kind="presence")]
-    for kind in kinds:
-        made.append(question(ASKED["kind"][0].format(where=named, kind=f"a {kind}"), region, kind="presence"))
-    for where in (named, "the marked region"):
-        text = ASKED["abnormality"][0].format(where=where)
-        made.append(question(text, region, kind="abnormality", choices=choices))
-        made.append(question(text, region, kind="abnormality", open_ended=True))
-    organs = next((names for names in ORGAN_SETS if region in names), ORGAN_SETS[0])
-    made.append(question(ASKED["organ"][0], region, kind="organ", choices=organs))
-    made.append(question(ASKED["organ"][0], region, kind="organ", open_ended=True))
-    return {shown(record): record for record in made}
-
-
-def shown(record: Record) -> str:
-    """A question as the list shows it."""
-    form = "open" if record.form == "open" else ", ".join(record.choices) or "yes or no"
-    return f"{record.question} [{form}]"
 
 
 class AskPanel:
@@ -101,8 +74,8 @@ class AskPanel:
         self._word()
 
     def _another_case(self) -> None:
-        self.anyway.value = False  # what was shown anyway of one CT is withheld of the next
         self._forget()
+        self.anyway.value = False  # what was shown anyway of one CT is withheld of the next
 
     def _forget(self) -> None:
         self.answers, self.record = [], None
@@ -117,8 +90,6 @@ class AskPanel:
         Raises:
             BadInput: no region, or no words.
         """
-        from ctvlm_lib.explore.ask import question
-
         if self.question.value != OWN:
             return self._known[self.question.value]
         if not self.session.choice.region:
@@ -147,15 +118,21 @@ class AskPanel:
         from ctvlm_lib.explore import ask
 
         session, record = self.session, self.asked()
+        before = session.case, session.choice
         if session.choice.style != "none":
             session.prompt()  # says what is wrong with it
         model = self._model(session.choice.style)
         other = session.distractor().name if model.condition == "dual" and session.choice.style == "dual" else None
         names = [name for name in (record.region, other) if name]
         what = ask.given(session.case, session.labels, names)
-        self.answers = ask.ask(model, what, record, other, tell)
+        found = ask.ask(model, what, record, other, tell)
+        strange = ask.strangeness(model, what) if session.case.kind != cases.PHANTOM else None
+        if before != (session.case, session.choice):
+            raise BadInput(
+                "case or prompt have changed while the model was asked, so that its answer is dropped; ask again"
+            )
+        self.answers, self.strange = found, strange
         self.record, self.model, self.what, self.other = record, model, what, other
-        self.strange = ask.strangeness(model, what) if session.case.kind != cases.PHANTOM else None
         self.where.disabled = False
         self._show()
         return what.note
@@ -199,6 +176,8 @@ class AskPanel:
                     " number is no reason to believe an answer."
                 )
             )
+        if self.model.threshold is None:
+            lines.append(paragraph("No validation answers of this model are stored, so that it never refuses."))
         if self.withheld:
             lines.append(paragraph("Tick “show anyway” to read what it says all the same."))
         else:
@@ -212,8 +191,11 @@ class AskPanel:
 
         if self.withheld:
             raise BadInput("the answer is withheld, and so is its map; tick “show anyway” first")
-        values = ask.saliency(self.model, self.what, self.record, self.answers[0].text, self.other)
-        self.session.viewer.show_heat(ask.on_grid(values, self.what, self.session.case), "sensitivity", "1")
+        record, what, case = self.record, self.what, self.session.case
+        values = ask.saliency(self.model, what, record, self.answers[0].text, self.other)
+        if self.record is not record:
+            raise BadInput("case or prompt have changed meanwhile, so that the map is dropped; ask again")
+        self.session.viewer.show_heat(ask.on_grid(values, what, case), "sensitivity", "1")
         return (
             "Bright: changing the picture there changes the answer's likelihood most. It says nothing on what is right."
         )

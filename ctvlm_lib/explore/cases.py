@@ -7,7 +7,6 @@ a neutral name, so that no file name finds its way into what is exported.
 
 import gzip
 import os
-import shutil
 import tempfile
 import zipfile
 import zlib
@@ -24,6 +23,7 @@ from ctvlm_lib.errors import BadInput
 from ctvlm_lib.mask import LabelMap
 from ctvlm_lib.records.record import Record
 from ctvlm_lib.volume import Volume, dicom
+from ctvlm_lib.volume.dicom import PASSED_OVER
 from ctvlm_lib.volume.read import NIFTI
 
 if TYPE_CHECKING:
@@ -172,7 +172,8 @@ def own_case(path: Path) -> Case:
     else:
         _check_unpacked(path)
         ct = volume.load(path)
-    ct = replace(ct, name="own CT", notes=ct.notes)
+    told = (note.split(PASSED_OVER)[0] + PASSED_OVER if PASSED_OVER in note else note for note in ct.notes)
+    ct = replace(ct, name="own CT", notes=tuple(told))  # which files were passed over names them, and is left out
     return Case("own-ct", OWN, ct, empty_labels(ct), notes=(*notes, *ct.notes))
 
 
@@ -205,12 +206,9 @@ def unzipped(path: Path) -> Iterator[Path]:
     Raises:
         BadInput: no ZIP, a damaged one, or one that holds too much.
     """
-    folder = Path(tempfile.mkdtemp(prefix="ctvlm-"))
-    try:
-        _unzip(path, folder)
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix="ctvlm-", ignore_cleanup_errors=True) as folder:
+        _unzip(path, Path(folder))
+        yield Path(folder)
 
 
 def _unzip(path: Path, folder: Path) -> None:

@@ -112,6 +112,12 @@ class Download(anywidget.AnyWidget):
         self.send({"kind": "link", "query": query})
 
 
+def sentence(problem: BadInput) -> str:
+    """A problem as a sentence of its own."""
+    text = str(problem)
+    return f"{text[:1].upper()}{text[1:]}."
+
+
 def paragraph(text: str, tag: str = "p") -> str:
     """Text as HTML, whatever it holds."""
     return f"<{tag}>{escape(text)}</{tag}>"

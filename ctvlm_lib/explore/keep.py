@@ -7,10 +7,10 @@ an examination and no DICOM field; a NIfTI that is written has a new header with
 import base64
 import io
 import json
-import shutil
 import tempfile
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ctvlm_lib import __version__, volume
+from ctvlm_lib import __version__
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.explore.cases import Case
 from ctvlm_lib.explore.prompts import Prompt
-from ctvlm_lib.prompt.overlay import COLOURS, overlay
+from ctvlm_lib.prompt import render
+from ctvlm_lib.prompt.overlay import COLOURS
 from ctvlm_lib.records.record import Record
 
 if TYPE_CHECKING:
@@ -43,8 +44,8 @@ class File:
 
 def rgb_nifti(case: Case, prompt: Prompt, window) -> File:
     """The windowed CT with the prompt's lines in colour, RGB24, in the axes of the file that the CT came from."""
-    picture = overlay(case.volume, _outlines(prompt), window)
-    return _nifti(f"{_stem(case)}-prompt.nii.gz", picture, case)
+    with _written(case, prompt, "rgb", "kept.nii.gz", window) as path:
+        return File(f"{_stem(case)}-prompt.nii.gz", "application/gzip", path.read_bytes())
 
 
 def label_nifti(case: Case, prompt: Prompt) -> File:
@@ -55,23 +56,17 @@ def label_nifti(case: Case, prompt: Prompt) -> File:
     """
     if not prompt.marks:
         raise BadInput("there is no prompt whose lines could be written; choose a contour or a box")
-    label = np.zeros(case.volume.shape, np.uint8)
-    for value, mark in enumerate(prompt.marks, 1):
-        label[mark.mask] = value
-    return _nifti(f"{_stem(case)}-lines.nii.gz", label, case)
+    with _written(case, prompt, "label", "kept.nii.gz") as path:
+        return File(f"{_stem(case)}-lines.nii.gz", "application/gzip", path.read_bytes())
 
 
 def png_stack(case: Case, prompt: Prompt, window) -> File:
     """A ZIP of one PNG for each axial slice with the prompt in it, ``slice_000.png`` the lowest of the CT."""
-    from PIL import Image
-
-    picture = overlay(case.volume, _outlines(prompt), window)
     packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as target:
-        for k, plane in enumerate(picture):
-            one = io.BytesIO()
-            Image.fromarray(plane).save(one, "png")
-            target.writestr(zipfile.ZipInfo(f"slice_{k:03d}.png"), one.getvalue())
+    with _written(case, prompt, "png", "slices", window) as folder:
+        with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as target:
+            for path in sorted(folder.iterdir()):
+                target.writestr(zipfile.ZipInfo(path.name), path.read_bytes())  # without the hour that write() adds
     return File(f"{_stem(case)}-slices.zip", "application/zip", packed.getvalue())
 
 
@@ -172,8 +167,12 @@ the patient's right on the left.</small></p>
     return File(f"{_stem(case)}-summary.html", "text/html", page.encode())
 
 
-def _outlines(prompt: Prompt) -> list[tuple[np.ndarray, tuple[int, int, int]]]:
-    return [(mark.mask, _rgb(mark.colour)) for mark in prompt.marks]
+@contextmanager
+def _written(case: Case, prompt: Prompt, kind: str, name: str, window="soft tissue") -> Iterator[Path]:
+    """What ``ctvlm render`` would write, in a private folder that is removed."""
+    lines = render.Prompt([(mark.mask, _rgb(mark.colour), mark.label) for mark in prompt.marks])
+    with tempfile.TemporaryDirectory(prefix="ctvlm-") as folder:
+        yield render.write(lines, case.volume, Path(folder) / name, kind, window)
 
 
 def _rgb(colour: str) -> tuple[int, int, int]:
@@ -183,15 +182,6 @@ def _rgb(colour: str) -> tuple[int, int, int]:
     from ctvlm_lib.view import COLOURS as SHOWN
 
     return COLOURS[colour] if colour in COLOURS else tuple(round(255 * value) for value in to_rgb(SHOWN[colour]))
-
-
-def _nifti(name: str, array: np.ndarray, case: Case) -> File:
-    folder = Path(tempfile.mkdtemp(prefix="ctvlm-"))
-    try:
-        path = volume.save_nifti(folder / "kept.nii.gz", array, case.volume.affine, case.volume.orientation)
-        return File(name, "application/gzip", path.read_bytes())
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _stem(case: Case) -> str:

@@ -10,7 +10,7 @@ from ctvlm_lib.errors import BadInput
 from ctvlm_lib.explore import cases, keep
 from ctvlm_lib.explore.ask_panel import AskPanel
 from ctvlm_lib.explore.cases import Case
-from ctvlm_lib.explore.files import paragraph
+from ctvlm_lib.explore.files import paragraph, sentence
 from ctvlm_lib.explore.keep_panel import KeepPanel, figure
 from ctvlm_lib.explore.panels import CasePanel, OutlinePanel, PromptPanel, StructurePanel
 from ctvlm_lib.explore.session import Session
@@ -22,13 +22,12 @@ class Explorer:
     Args:
         case: shown first: one of :func:`ctvlm_lib.explore.cases.built_in`, or a :class:`~ctvlm_lib.explore.cases.Case`.
         background: long work runs beside the page; False waits for it, as tests and headless notebooks need.
-        view: a saved view to begin with.
 
     Attributes:
         session: what is looked at. panels: section's name → its panel. widget: what to show.
     """
 
-    def __init__(self, case: str | Case = "Abdomen and pelvis CT", background: bool = True, view: dict | None = None):
+    def __init__(self, case: str | Case = "Abdomen and pelvis CT", background: bool = True) -> None:
         self.background = background
         self.session = Session(cases.load(case) if isinstance(case, str) else case)
         session, opened = self.session, self.session.open
@@ -46,8 +45,6 @@ class Explorer:
         left = widgets.VBox([session.viewer], layout={"flex": "1 1 560px", "min_width": "320px"})
         self.widget = widgets.HBox([left, side], layout={"flex_flow": "row wrap", "width": "100%"})
         self._turn()
-        if view:
-            self.panels["Keep"].restore(view)
 
     def _repr_mimebundle_(self, **how):
         return self.widget._repr_mimebundle_(**how)
@@ -66,7 +63,7 @@ class Explorer:
             try:
                 tell(work(tell))
             except BadInput as problem:
-                tell(f"{str(problem)[:1].upper()}{str(problem)[1:]}.")
+                tell(sentence(problem))
             except Exception as error:  # the page lives, whatever a model or a file does
                 tell(
                     f"That failed ({type(error).__name__}: {error}); try it with another case, or start the page again."

@@ -9,7 +9,7 @@ import ipywidgets as widgets
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.explore import cases, outline, prompts
 from ctvlm_lib.explore.cases import Case
-from ctvlm_lib.explore.files import Upload, paragraph
+from ctvlm_lib.explore.files import Upload, paragraph, sentence
 from ctvlm_lib.explore.session import BY_HAND, CASE, PROMPT, STRUCTURES, Drawn, Session, radlex
 from ctvlm_lib.prompt.distractor import RULES
 from ctvlm_lib.view import PLANES
@@ -23,7 +23,7 @@ def told(act: Callable[[], str | None], say: widgets.HTML) -> None:
     try:
         text = act()
     except BadInput as problem:
-        text = f"{str(problem)[:1].upper()}{str(problem)[1:]}."
+        text = sentence(problem)
     say.value = paragraph(text) if text else ""
 
 
@@ -178,7 +178,10 @@ class OutlinePanel:
         return f"{len(labels.present)} structures were read."
 
     def _predict(self, tell: Callable[[str], None]) -> str:
-        found = outline.predicted(self.session.case.volume)
+        case = self.session.case
+        found = outline.predicted(case.volume)
+        if self.session.case is not case:
+            raise BadInput("another case was opened meanwhile, so that the masks are dropped; press again for this one")
         self.session.take(outline.joined(self.session.labels, found, outline.UNRELIABLE))
         return f"{len(found.present)} structures {outline.UNRELIABLE}."
 
@@ -241,7 +244,8 @@ class PromptPanel:
             return prompt.sentence
         lines = prompt.marks[0].mask | prompt.marks[-1].mask
         share = prompts.share_read(lines)
-        seen = f" Of these lines, brought to its 128×256×256 voxels, Med3DVLM's first layer reads {share:.0%}"
+        size = "×".join(map(str, prompts.MED3DVLM_SIZE))
+        seen = f" Of these lines, brought to its {size} voxels, Med3DVLM's first layer reads {share:.0%}"
         models = "; the workbook's own models get a line of one voxel on their grid and read all of it."
         text = f"{prompt.sentence}{seen}{models}"
         if self.session.choice.colours == prompts.SAFE:

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from ctvlm_lib import prompt
+from ctvlm_lib.encoder import seen_by_stem
 from ctvlm_lib.mask import LabelMap, largest_component
 from ctvlm_lib.prompt import wording
 from ctvlm_lib.prompt.distractor import Distractor
+from ctvlm_lib.volume import RECIPES
 
 STYLES = {"none": "none", "contour": "contour", "box": "box", "dual box": "dual"}
 PAPERS, SAFE = "as in the papers", "colour-blind safe"
@@ -15,7 +17,7 @@ COLOURS = {  # what is marked: colour
     PAPERS: {"contour": "blue", "region": "green", "distractor": "red"},
     SAFE: {"contour": "sky", "region": "sky", "distractor": "orange"},  # Okabe–Ito
 }
-MED3DVLM_SIZE = (128, 256, 256)
+MED3DVLM_SIZE = RECIPES["Med3DVLM"].shape
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +85,7 @@ def make(
 def share_read(lines: np.ndarray, size: tuple[int, int, int] = MED3DVLM_SIZE) -> float:
     """Share of a prompt's voxels that the first layer of Med3DVLM's encoder reads, 0…1; NaN if none is left.
 
-    The lines are brought to the encoder's size by nearest neighbour, as a drawn picture is.
+    The lines of the whole scan are brought to the encoder's size by nearest neighbour; the recipe crops a little first.
 
     Args:
         lines: bool ``(D, H, W)``.
@@ -91,8 +93,6 @@ def share_read(lines: np.ndarray, size: tuple[int, int, int] = MED3DVLM_SIZE) ->
 
     Source: :func:`ctvlm_lib.encoder.seen_by_stem`: stride 4, kernels of one voxel across their own axis.
     """
-    from ctvlm_lib.encoder import seen_by_stem  # torch comes with it
-
     places = [((np.arange(m) + 0.5) * n / m).astype(int) for n, m in zip(lines.shape, size, strict=True)]
     there = lines[np.ix_(*places)]
     return float(seen_by_stem(size)[there].mean()) if there.any() else float("nan")

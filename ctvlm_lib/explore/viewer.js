@@ -521,12 +521,14 @@ class Viewer {
     this.root = element("section", { class: "ctvlm-viewer", "aria-label": "CT viewer" },
       this.toolbar(), this.planes, this.status, this.legend, help, this.spoken);
     el.append(this.root);
+    this.here = [...model.get("at")]; // the page's own place: an echo of where it was must not pull it back
     const redraw = () => this.redraw();
-    for (const name of ["at", "overlay", "opacity", "crosshair", "heat", "tool"]) model.on(`change:${name}`, redraw);
+    model.on("change:at", () => this.sentTo());
+    for (const name of ["overlay", "opacity", "crosshair", "heat", "tool"]) model.on(`change:${name}`, redraw);
     model.on("change:window", () => { this.lut = null; this.showWindow(); redraw(); });
     model.on("change:palette", () => { this.showLegend(); redraw(); });
     model.on("change:version", () => { this.slices.clear(); redraw(); });
-    model.on("change:frames", () => { this.views.forEach((view) => view.reset()); this.slices.clear(); redraw(); });
+    model.on("change:frames", () => { this.sentTo(); this.views.forEach((view) => view.reset()); this.slices.clear(); redraw(); });
     model.on("change:big", () => this.arrange());
     model.on("change:layout_", () => this.arrange());
     model.on("change:view", () => this.restoreView());
@@ -536,15 +538,29 @@ class Viewer {
     this.arrange();
   }
 
-  at() { return [...this.model.get("at")]; }
+  at() { return [...this.here]; }
 
   set(name, value) { this.model.set(name, value); this.model.save_changes(); }
 
   move(at) {
-    if (at.every((value, i) => value === this.model.get("at")[i])) return;
-    this.model.set("at", at); // draws what is here and asks for what isn't …
+    if (String(at) === String(this.here)) return;
+    this.here = at;
+    this.redraw(); // draws what is here and asks for what isn't …
     clearTimeout(this.telling);
-    this.telling = setTimeout(() => this.model.save_changes(), 60); // … before the kernel is told where we are
+    this.telling = setTimeout(() => { // … before the kernel is told where we are
+      this.told = String(at);
+      this.set("at", at);
+    }, 60);
+  }
+
+  /** The kernel has a place: go there, unless it is the one that it was just told. */
+  sentTo() {
+    const at = this.model.get("at");
+    if (String(at) === this.told) return;
+    clearTimeout(this.telling);
+    this.here = [...at];
+    this.told = null;
+    this.redraw();
   }
 
   arrived(plane, index) {

@@ -121,7 +121,7 @@ class SliceViewer(anywidget.AnyWidget):
             self.version += 1
 
     def go_to(self, mask: np.ndarray) -> None:
-        """Put the crosshair into the middle of a mask, each plane on the slice with most of it nearby."""
+        """Put the crosshair on a mask: the axial slice with most of it, and there the voxel nearest to its middle."""
         if mask.any():
             axial = slice_index(self.framed["axial"], None, [mask])
             rows, columns = np.nonzero(mask[axial])

@@ -155,8 +155,12 @@ def _asked(patient: Patient, region: str, middle, lesion: Finding | None, seed: 
 def _question(asked: str, name: str, region: str | None, patient: str, seed: int) -> str:
     who = (seed, region or patient, name)  # never the answer, and never an unnamed region
     where = f"the {region}" if region else pick(UNNAMED, *who, "where")
-    kind = asked if asked == "emphysema" else f"a {asked}"
-    return pick(ASKED[name], *who).format(where=where, kind=kind)
+    return pick(ASKED[name], *who).format(where=where, kind=with_article(asked))
+
+
+def with_article(kind: str) -> str:
+    """A kind of finding as a question names it: "a nodule", "emphysema"."""
+    return kind if kind == "emphysema" else f"a {kind}"
 
 
 def _middles(patient: Patient) -> dict[str, np.ndarray]:

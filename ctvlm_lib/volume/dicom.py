@@ -7,6 +7,7 @@ import numpy as np
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.volume.core import Volume
 
+PASSED_OVER = "were passed over"
 MODALITY, DESCRIPTION, POSITION, ORIENTATION = "0008|0060", "0008|103e", "0020|0032", "0020|0037"
 
 
@@ -60,7 +61,7 @@ def _passed_over(folder: Path):
             if file.read(132)[128:] == b"DICM":
                 lost.append(path.name)
     if lost:
-        yield f"{len(lost)} DICOM files are no readable images and were passed over: {', '.join(lost[:3])}"
+        yield f"{len(lost)} DICOM files are no readable images and {PASSED_OVER}: {', '.join(lost[:3])}"
 
 
 def _affine(image) -> np.ndarray:
