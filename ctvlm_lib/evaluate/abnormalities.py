@@ -15,7 +15,7 @@ from ctvlm_lib.records.ct_rate import LABELS as CT_RATE
 from ctvlm_lib.records.phantom import REGIONS
 from ctvlm_lib.records.report import LABELS as COHORT
 
-__all__ = ["COHORT", "CT_RATE", "NOT_SHOWN", "SETS", "labels_of_report", "shown_table"]
+__all__ = ["COHORT", "CT_RATE", "NOT_SHOWN", "SETS", "affirmed_findings", "labels_of_report", "shown_table"]
 
 SETS: dict[str, tuple[str, ...]] = {"CT-RATE": CT_RATE, "cohort": COHORT}  # each in its published order
 NOT_SHOWN = {  # why the cohort can't show a label of CT-RATE
@@ -58,13 +58,30 @@ def labels_of_report(text: str) -> dict[str, bool]:
     Raises:
         BadInput: no text.
     """
+    said = {(_place(region), kind) for region, kind in affirmed_findings(text)}
+    return {label: _is_said(label, said) for label in COHORT}
+
+
+def affirmed_findings(text: str, region: str = "") -> set[tuple[str, str]]:
+    """Read what a text affirms, and where.
+
+    Args:
+        text: in the cohort's language.
+        region: what a sentence is about that names no region; "" leaves such findings out.
+
+    Returns:
+        (region, kind), e.g. ("liver", "mass"); ("heart", "cardiomegaly") and ("pleura", "effusion").
+
+    Raises:
+        BadInput: no text.
+    """
     if not isinstance(text, str) or not text.strip():
         raise BadInput(f"the report is {text!r}; give a text with at least one sentence")
     said: set[tuple[str, str]] = set()
     for sentence in _SENTENCE.split(text):
         if sentence and not _DENIED.search(sentence):
-            said |= _affirmed(sentence)
-    return {label: _is_said(label, said) for label in COHORT}
+            said |= _affirmed(sentence, region)
+    return said
 
 
 def shown_table() -> pd.DataFrame:
@@ -74,16 +91,16 @@ def shown_table() -> pd.DataFrame:
     )
 
 
-def _affirmed(sentence: str) -> set[tuple[str, str]]:
-    """(place, kind) of a sentence that denies nothing; the place is "lung", "kidney" or the region's own name."""
+def _affirmed(sentence: str, region: str) -> set[tuple[str, str]]:
+    """(region, kind) of a sentence that denies nothing."""
     found = set()
     if _ENLARGED.search(sentence):
         found.add(("heart", "cardiomegaly"))
     if _FLUID.search(sentence):
         found.add(("pleura", "effusion"))
-    places = {_place(region.lower()) for region in _REGION.findall(sentence)}
+    regions = {name.lower() for name in _REGION.findall(sentence)} or ({region} if region else set())
     kinds = {kind.lower() for kind in _KIND.findall(sentence)}
-    return found | {(place, kind) for place in places for kind in kinds}
+    return found | {(one, kind) for one in regions for kind in kinds}
 
 
 def _place(region: str) -> str:

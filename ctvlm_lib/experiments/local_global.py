@@ -1,0 +1,352 @@
+"""The local–global arms: MedVista3D's ablations and rivals, trained on the cohort, asked, and stored.
+
+    global           reports alone: CLIP's and CT-CLIP's objective
+    local            regions and their sentences alone: fVLM's
+    box              both, a region's tokens being those of its bounding box: "+ Local Alignment" of table 4
+    unified          both, with mask pooling: "+ Mask Pooling"
+    global-semantic  and enriched reports through the bank: "+ Global Semantic Alignment"
+    full             and enriched sentences through the bank: MedVista3D
+    full-block1, -block2   pooled before the first or second block instead of the last: table 5
+    full-no-bank     enriched texts compared with their images themselves: what the rewriting does alone
+    full-balanced, -same-text, -exclude-self   weights of one half each; equal sentences no rivals; no text finds itself
+
+What is stored of a split are scores and places, which every number of the tables follows from.
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ctvlm_lib import checkpoints
+from ctvlm_lib.alignment import checkpoints as aligned
+from ctvlm_lib.alignment.arm_tables import RESULTS, of_seed
+from ctvlm_lib.alignment.grounded import LOCAL_LABELS, NOTHING, Grounded, Prompts, Texts, cropped, stem_tokens
+from ctvlm_lib.alignment.local_global import PARTS
+from ctvlm_lib.alignment.local_global_training import STEM, LocalGlobal, Recipe, build, fit, recipe_record, tokens_of
+from ctvlm_lib.alignment.scans import as_input
+from ctvlm_lib.alignment.text import TextTower
+from ctvlm_lib.errors import BadInput, atomic_path
+from ctvlm_lib.evaluate.retrieval import ranks
+from ctvlm_lib.evaluate.zero_shot import pair_scores
+from ctvlm_lib.experiments.local_global_protocol import FILES, load
+from ctvlm_lib.records import protocol
+from ctvlm_lib.records.committed import check_committed
+from ctvlm_lib.records.phantom import REGIONS
+from ctvlm_lib.records.report import LABELS
+from ctvlm_lib.training import Training
+
+PREFIX = "align-"
+SPLITS = ("validation", "test", "external")
+_UNIFIED = PARTS[:2]
+
+
+def _arms() -> dict[str, Recipe]:
+    fixed = load()["training"]
+    base = Recipe(batch=fixed["batch"], bank=fixed["bank"], training=Training(steps=fixed["steps"], lr=fixed["lr"]))
+    made = {
+        "global": {"parts": PARTS[:1]}, "local": {"parts": PARTS[1:2]},
+        "box": {"parts": _UNIFIED, "pooling": "box"}, "unified": {"parts": _UNIFIED},
+        "global-semantic": {"parts": PARTS[:3]}, "full": {},
+        "full-block1": {"pooled_before": 1}, "full-block2": {"pooled_before": 2},
+        "full-no-bank": {"bank": 0}, "full-balanced": {"weights": "balanced"},
+        "full-same-text": {"same_text": True}, "full-exclude-self": {"exclude_self": True},
+    }  # fmt: skip
+    return {PREFIX + name: replace(base, **changes) for name, changes in made.items()}
+
+
+ARMS = _arms()
+CROPPED = (f"{PREFIX}global",)  # arms that are asked about regions as the paper asks global models
+TABLE_4 = tuple(PREFIX + name for name in ("global", "box", "unified", "global-semantic", "full"))
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """A split as an arm is trained or asked on it.
+
+    Attributes:
+        cohort: the patients.
+        texts: their texts as vectors.
+        pictures: the frozen stem's tokens, float16 ``(n, 512, 64)``.
+    """
+
+    cohort: Grounded
+    texts: Texts
+    pictures: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class World:
+    """What all arms of a profile share, each part made when it is first asked for.
+
+    Attributes:
+        profile: says how many patients.
+        patients: split → the first so many; () takes all.
+    """
+
+    profile: str = "full"
+    patients: Mapping[str, int] | None = None
+
+    @cached_property
+    def tower(self) -> TextTower:
+        """MiniLM."""
+        return TextTower("minilm", self.profile)
+
+    @cached_property
+    def stem(self) -> torch.nn.Module:
+        """The frozen encoder whose tokens are the patches."""
+        return aligned.load(STEM)[0].encoder
+
+    @cached_property
+    def prompts(self) -> Prompts:
+        """The sentences of zero-shot detection."""
+        return Prompts.of(self.tower)
+
+    def split(self, name: str) -> Split:
+        """A split; it is kept."""
+        kept = self.__dict__.setdefault("_splits", {})
+        if name not in kept:
+            n = (self.patients or {}).get(name)
+            cohort = Grounded.of(protocol.load().patients(name, self.profile, **({"n": n} if n else {})))
+            tokens = stem_tokens(self.stem, lambda k: as_input(cohort.scans.hu[k])[:, None], len(cohort))
+            kept[name] = Split(cohort, Texts.of(cohort, self.tower), tokens)
+        return kept[name]
+
+
+@dataclass(frozen=True, eq=False)
+class Said:
+    """What a model said of a split; NaN where a region isn't in the field.
+
+    Attributes:
+        volume: ``(n, 18)``: score of each of ``LABELS``, see :func:`ctvlm_lib.evaluate.zero_shot.pair_scores`.
+        region: ``(n, 50)``: of each of ``LOCAL_LABELS``, from the region's own vector.
+        cut_out: ``(n, 50)``: the same from the global vector of the region cut out of the volume; ``(0, 50)`` if the
+            arm wasn't asked so.
+        report: ``(2, n)``: place, from 0, of each volume's report among all, and of each report's volume.
+        sentence: ``(n, 10)``: place of each region's sentence among all different ones.
+    """
+
+    volume: np.ndarray
+    region: np.ndarray
+    cut_out: np.ndarray
+    report: np.ndarray
+    sentence: np.ndarray
+
+    def save(self, path: str | Path) -> Path:
+        """Write as a compressed npz file."""
+        with atomic_path(path) as partial, open(partial, "wb") as file:
+            np.savez_compressed(file, **{name: value.astype(np.float16) for name, value in self._exact().items()})
+        return Path(path)
+
+    def _exact(self) -> dict[str, np.ndarray]:
+        """Places beyond 2,048 would be rounded by 16 bits: they are written as what they may be without harm."""
+        return vars(self) | {"report": np.minimum(self.report, 2000), "sentence": np.minimum(self.sentence, 2000)}
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Said":
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            BadInput: not such a file.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return cls(**{field.name: file[field.name].astype(np.float64) for field in fields(cls)})
+        except (OSError, ValueError, KeyError) as error:
+            raise BadInput(f"{Path(path).name} can't be read as scores ({error}); score the arm again") from None
+
+
+@torch.inference_mode()
+def ask(model: LocalGlobal, split: Split, prompts: Prompts, recipe: Recipe, stem=None, batch: int = 25) -> Said:
+    """Ask a model everything about a split.
+
+    Args:
+        model: trained; put into evaluation mode.
+        split: whom about.
+        prompts: the sentences of detection.
+        recipe: how its regions are pooled.
+        stem: the frozen encoder, for regions cut out of the volume; None leaves these out.
+        batch: volumes at a time.
+    """
+    model.eval()
+    cohort, pairing = split.cohort, model.pairing
+    masks, volumes, regions = tokens_of(cohort, model.encoder, recipe), [], []
+    for start in range(0, len(cohort), batch):
+        some = slice(start, start + batch)
+        both = model.images(split.pictures[some].float(), masks[some])
+        volumes.append(both[0]), regions.append(both[1])
+    volumes, regions = torch.cat(volumes), torch.cat(regions)
+    there = torch.from_numpy(cohort.there) & masks.any(dim=-1)
+    pairs = [pairing.texts(some).numpy() for some in vars(prompts).values()]
+    local = _local(lambda r, of: pair_scores(regions[:, r].numpy(), pairs[2][of], pairs[3][of]), there.numpy())
+    cut = _cut_out(model, cohort, stem, pairs, there.numpy(), batch) if stem is not None else local[:0]
+    return Said(
+        pair_scores(volumes.numpy(), *pairs[:2]), local, cut,
+        _report_places(volumes, pairing.texts(split.texts.report), cohort.scans.reports),
+        _sentence_places(regions, pairing.texts(split.texts.region), cohort, there.numpy()),
+    )  # fmt: skip
+
+
+def _local(scores: Callable[[int, list[int]], np.ndarray], there: np.ndarray) -> np.ndarray:
+    """``(n, 50)`` from each region's ``(n, kinds)``; NaN where the region isn't there."""
+    parts = []
+    for r, region in enumerate(REGIONS):
+        of = [k for k, (where, _) in enumerate(LOCAL_LABELS) if where == region]
+        parts.append(np.where(there[:, [r]], scores(r, of), np.nan))
+    return np.concatenate(parts, axis=1)
+
+
+def _cut_out(model, cohort: Grounded, stem, pairs, there: np.ndarray, batch: int) -> np.ndarray:
+    def scores(r: int, of: list[int]) -> np.ndarray:
+        who = np.flatnonzero(there[:, r])
+        tokens = stem_tokens(stem, lambda k: np.stack([cropped(cohort, who[i], r) for i in k]), len(who), batch)
+        vectors = torch.cat([model.volumes(some.float()) for some in tokens.split(batch)])
+        found = np.full((len(cohort), len(of)), np.nan)
+        found[who] = pair_scores(vectors.numpy(), pairs[2][of], pairs[3][of])
+        return found
+
+    return _local(scores, there)
+
+
+def _report_places(volumes: torch.Tensor, reports: torch.Tensor, texts) -> np.ndarray:
+    _, identity = np.unique(np.array(texts, dtype=object).astype(str), return_inverse=True)
+    alike = (volumes @ reports.mT).numpy()
+    return np.stack([ranks(table, identity)[0] for table in (alike, alike.T)])
+
+
+def _sentence_places(regions: torch.Tensor, sentences: torch.Tensor, cohort: Grounded, there: np.ndarray) -> np.ndarray:
+    """Place of each region's own sentence among all different ones of the split."""
+    flat = [text for row in cohort.sentences for text in row]
+    number = {text: k for k, text in enumerate(dict.fromkeys(flat)) if text != NOTHING}
+    first = {text: k for k, text in reversed(list(enumerate(flat)))}
+    gallery = sentences.flatten(0, 1)[[first[text] for text in number]]
+    alike = (regions.flatten(0, 1) @ gallery.mT).numpy()
+    own = np.array([list(number).index(text) if text in number else 0 for text in flat])
+    right = alike[np.arange(len(own)), own][:, None]
+    place = (alike > right).sum(axis=1) + ((alike == right).sum(axis=1) - 1) / 2
+    return np.where(there.ravel(), place, np.nan).reshape(there.shape)
+
+
+def run(
+    name: str,
+    seed: int = 0,
+    world: World | None = None,
+    *,
+    splits=SPLITS,
+    changes: Mapping | None = None,
+    folder: str | Path | None = None,
+    checkpoint_folder: str | Path = checkpoints.FOLDER,
+    results: str | Path = RESULTS,
+    label: str = "",
+    on_step: Callable[[dict], None] | None = None,
+    progress: bool = True,
+) -> dict[str, Said]:
+    """Train an arm, store what was trained, ask it about each split, and store what it said.
+
+    Args:
+        name: one of ARMS.
+        seed: of everything random; any but 0 is added to the names of the two folders.
+        world: the cohort; None takes profile full.
+        splits: that are asked; "test" and "external" need a committed protocol.
+        changes: of the recipe or its training, e.g. ``{"steps": 20}``.
+        folder: for checkpoints on the way.
+        checkpoint_folder, results: each gets a folder.
+        label: name of the two folders, instead of that of arm and seed.
+        on_step, progress: see :func:`ctvlm_lib.training.train`.
+
+    Raises:
+        BadInput: no such arm or setting, or a protocol that isn't committed.
+    """
+    recipe, world = recipe_of(name, seed, changes), world or World()
+    record = {}
+    if set(splits) - {"validation"}:
+        under = check_committed(FILES)
+        record["protocol"] = {"version": load()["version"], "sha256": under.sha256}
+    known, begun = world.split("train"), time.monotonic()
+    model, curve, measured = fit(
+        recipe, known.cohort, known.texts, known.pictures, folder=folder, on_step=on_step, progress=progress
+    )
+    label = label or of_seed(name, seed)
+    record |= {"profile": world.profile, "seed": seed} | checkpoints.circumstances({"training": curve}) | measured
+    record["recipe"] = recipe_record(recipe)
+    save(Path(checkpoint_folder) / label, model, record)
+    model, _ = read(Path(checkpoint_folder) / label)  # what is asked is what is stored, float16's rounding included
+    said, stem = {}, world.stem if name in CROPPED else None
+    for split in splits:
+        said[split] = ask(model, world.split(split), world.prompts, recipe, stem)
+    record["minutes"] = round((time.monotonic() - begun) / 60, 2)
+    with atomic_path(Path(results) / label) as partial:
+        partial.mkdir()
+        for split, one in said.items():
+            one.save(partial / f"{split}.npz")
+        content = json.dumps(record, indent=1, ensure_ascii=False)
+        (partial / "record.json").write_text(content + "\n", encoding="utf-8")
+    return said
+
+
+def recipe_of(name: str, seed: int = 0, changes: Mapping | None = None) -> Recipe:
+    """What an arm trains, with a seed and changes.
+
+    Raises:
+        BadInput: no such arm or setting.
+    """
+    if name not in ARMS:
+        raise BadInput(f"no arm is called {name!r}; choose one of {', '.join(ARMS)}")
+    recipe, changes = ARMS[name], dict(changes or {})
+    inner = {f.name for f in fields(Training)}
+    if unknown := sorted(set(changes) - inner - {f.name for f in fields(Recipe)}):
+        raise BadInput(f"{name} has no setting {unknown[0]!r}; it has those of Recipe and Training")
+    training = replace(recipe.training, seed=seed, **{k: changes.pop(k) for k in list(changes) if k in inner})
+    return replace(recipe, training=training, **changes)
+
+
+def save(folder: Path, model: LocalGlobal, record: dict) -> Path:
+    """Write a trained model without its bank, which only training needs."""
+    tensors = {name: value for name, value in model.state_dict().items() if not name.startswith("bank.")}
+    return checkpoints.save(
+        folder.name, tensors, record | {"text_width": model.pairing.text.in_features}, folder.parent
+    )
+
+
+def read(folder: str | Path) -> tuple[LocalGlobal, dict]:
+    """Read a trained model, frozen and in evaluation mode, and its record.
+
+    Args:
+        folder: a path, or the name of a shipped checkpoint.
+
+    Raises:
+        BadInput: no such checkpoint, or one of another kind.
+    """
+    folder = Path(folder) if Path(folder).is_dir() else checkpoints.FOLDER / folder
+    tensors, record = checkpoints.load(folder.name, folder.parent)
+    if "recipe" not in record:
+        raise BadInput(f"the checkpoint {folder.name} isn't of a local–global arm; give one of `ctvlm arm align-…`")
+    kept = record["recipe"]
+    recipe = Recipe(**kept | {"parts": tuple(kept["parts"]), "training": Training(**kept["training"])})
+    model = build(replace(recipe, bank=0), record["text_width"])
+    aligned.check_tensors(tensors, model.state_dict(), folder.name)
+    model.load_state_dict(tensors)
+    return model.eval().requires_grad_(False), record
+
+
+def truth_of(world: World, split: str) -> dict[str, np.ndarray]:
+    """What is true of a split's patients: labels of volume and regions, which are there, how many sentences differ."""
+    cohort = world.split(split).cohort
+    different = len({text for row in cohort.sentences for text in row} - {NOTHING})
+    return {"labels": cohort.labels, "region_labels": cohort.region_labels, "there": cohort.there,
+            "sentences": np.array(different), "label_names": np.array(LABELS)}  # fmt: skip
+
+
+def store_truth(world: World, results: str | Path = RESULTS) -> Path:
+    """Write what is true of the scored splits, which tables need beside what was said."""
+    with atomic_path(Path(results) / f"{PREFIX}truth") as partial:
+        partial.mkdir()
+        for split in SPLITS:
+            with open(partial / f"{split}.npz", "wb") as file:
+                np.savez_compressed(file, **truth_of(world, split))
+    return Path(results) / f"{PREFIX}truth"

@@ -1,0 +1,201 @@
+"""Tables of the local–global arms, from what they said: detection, retrieval, grounding, each with its interval."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ctvlm_lib.alignment.arm_tables import RESULTS, name_and_seed
+from ctvlm_lib.alignment.grounded import GROUPS, LOCAL_LABELS
+from ctvlm_lib.errors import BadInput
+from ctvlm_lib.evaluate.zero_shot import MEASURES, Detection, Drawn, detection_scores
+from ctvlm_lib.experiments.local_global import PREFIX, Said
+from ctvlm_lib.records.phantom import LOBES, REGIONS
+
+RETRIEVAL = {"R@5": 5, "R@10": 10}
+GROUNDING = {"grounding top-10": 10, "grounding top-50": 50}
+READINGS = ("mask pooled", "cut out")  # of a region: by the local pathway, or as a volume of its own
+RESAMPLES = 2000
+
+
+@dataclass
+class Store:
+    """Stored arms and what is true of the splits, each read once.
+
+    Attributes:
+        roots: folders with a folder for each arm and seed; what a later one has replaces an earlier one's.
+    """
+
+    roots: Sequence[str | Path] = (RESULTS,)
+    _kept: dict = field(default_factory=dict, repr=False)
+
+    def arms(self) -> dict[str, tuple[int, ...]]:
+        """Arm → its seeds, in the order of names."""
+        found: dict[str, set[int]] = {}
+        for folder in self._folders():
+            name, seed = name_and_seed(folder.name)
+            found.setdefault(name, set()).add(seed)
+        return {name: tuple(sorted(seeds)) for name, seeds in sorted(found.items())}
+
+    def said(self, arm: str, seed: int, split: str) -> Said:
+        """What an arm said of a split.
+
+        Raises:
+            BadInput: it isn't stored.
+        """
+        folder = self._folder(arm, seed)
+        key = (folder, split)
+        if key not in self._kept:
+            self._kept[key] = Said.load(folder / f"{split}.npz")
+        return self._kept[key]
+
+    def record(self, arm: str, seed: int) -> dict:
+        """An arm's record."""
+        return json.loads((self._folder(arm, seed) / "record.json").read_text(encoding="utf-8"))
+
+    def truth(self, split: str) -> dict[str, np.ndarray]:
+        """What is true of a split, see :func:`ctvlm_lib.experiments.local_global.truth_of`."""
+        if split not in self._kept:
+            places = [Path(root) / f"{PREFIX}truth" / f"{split}.npz" for root in reversed(self.roots)]
+            path = next((one for one in places if one.is_file()), None)
+            if path is None:
+                raise BadInput(f"what is true of the split {split!r} isn't stored; run `ctvlm arm {PREFIX}full` again")
+            with np.load(path, allow_pickle=False) as file:
+                self._kept[split] = dict(file)
+        return self._kept[split]
+
+    def scores(self, arm: str, seed: int, split: str = "test", reading: str = READINGS[0]) -> dict[str, Drawn]:
+        """Every measure of an arm on a split, "global AUROC" … "local precision", "R@5" … "grounding top-50".
+
+        Args:
+            arm, seed: which.
+            split: "test" or "external"; thresholds come from validation either way.
+            reading: of regions, one of READINGS.
+
+        Raises:
+            BadInput: it isn't stored, or wasn't asked that way.
+        """
+        key = (arm, seed, split, reading)
+        if key not in self._kept:
+            self._kept[key] = scores(
+                self.said(arm, seed, "validation"), self.truth("validation"), self.said(arm, seed, split),
+                self.truth(split), reading,
+            )  # fmt: skip
+        return self._kept[key]
+
+    def _folders(self) -> list[Path]:
+        every = [path for root in self.roots for path in sorted(Path(root).glob(f"{PREFIX}*"))]
+        return [path for path in every if (path / "record.json").is_file()]
+
+    def _folder(self, arm: str, seed: int) -> Path:
+        for folder in reversed(self._folders()):
+            if name_and_seed(folder.name) == (arm, seed):
+                return folder
+        raise BadInput(f"{arm} with seed {seed} isn't stored; run `ctvlm arm {arm} --seed {seed}`")
+
+
+def scores(
+    tuned: Said, tuned_truth: Mapping[str, np.ndarray], said: Said, truth: Mapping[str, np.ndarray], reading=READINGS[0]
+) -> dict[str, Drawn]:
+    """Every measure of what a model said.
+
+    Args:
+        tuned, tuned_truth: of validation: thresholds.
+        said, truth: of the split that is scored.
+        reading: of regions, one of READINGS.
+
+    Raises:
+        BadInput: an unknown reading, or one that the model wasn't asked in.
+    """
+    both = []
+    for one, true in ((tuned, tuned_truth), (said, truth)):
+        both.append((volume_detections(one, true), region_detections(one, true, reading)))
+    found = {}
+    for k, scope in enumerate(("global", "local")):
+        drawn = detection_scores(both[0][k], both[1][k], resamples=RESAMPLES)
+        found |= {f"{scope} {measure}": drawn[measure] for measure in MEASURES}
+    found |= {name: _share_of(np.clip(k - said.report[0], 0, 1)[:, None]) for name, k in RETRIEVAL.items()}
+    return found | {name: _share_of(_hits(said.sentence, k)) for name, k in GROUNDING.items()}
+
+
+def volume_detections(said: Said, truth: Mapping[str, np.ndarray]) -> dict[str, Detection]:
+    """The volume's labels."""
+    n = len(said.volume)
+    return {
+        str(name): Detection(said.volume[:, k], truth["labels"][:, k], np.arange(n))
+        for k, name in enumerate(truth["label_names"])
+    }
+
+
+def region_detections(said: Said, truth: Mapping[str, np.ndarray], reading: str = READINGS[0]) -> dict[str, Detection]:
+    """The regions' labels by kind, all lobes together and all organs together.
+
+    Raises:
+        BadInput: an unknown reading, or one that the model wasn't asked in.
+    """
+    if reading not in READINGS:
+        raise BadInput(f"a region is read {' or '.join(READINGS)}, got {reading!r}")
+    given = said.region if reading == READINGS[0] else said.cut_out
+    if not len(given):
+        raise BadInput("this arm wasn't asked about regions cut out of their volumes; take 'mask pooled'")
+    found = {}
+    for place, kind in GROUPS:
+        columns = [k for k, (region, what) in enumerate(LOCAL_LABELS) if what == kind and _place(region) == place]
+        rows = [(k, np.flatnonzero(truth["there"][:, REGIONS.index(LOCAL_LABELS[k][0])])) for k in columns]
+        found[f"{place} {kind}"] = Detection(
+            np.concatenate([given[who, k] for k, who in rows]),
+            np.concatenate([truth["region_labels"][who, k] for k, who in rows]),
+            np.concatenate([who for _, who in rows]),
+        )
+    return found
+
+
+def over_seeds(store: Store, arm: str, measure: str, split: str = "test", reading: str = READINGS[0]) -> dict:
+    """A measure of an arm: mean over the seeds, lowest and highest end of their intervals, in %."""
+    seeds = store.arms().get(arm, ())
+    found = [store.scores(arm, seed, split, reading)[measure] for seed in seeds]
+    ends = [one.interval() for one in found]
+    return {
+        "arm": arm, "measure": measure, "seeds": len(seeds), "value": 100 * float(np.mean([d.value for d in found])),
+        "low": 100 * min(low for low, _ in ends), "high": 100 * max(high for _, high in ends),
+    }  # fmt: skip
+
+
+def table(store: Store, arms: Sequence[str], measures: Sequence[str], split: str = "test", reading=READINGS[0]):
+    """A pandas table: a row for each arm that is stored, and under each measure "mean (lowest to highest end)" in %."""
+    there, rows = store.arms(), []
+    for arm in (arm for arm in arms if arm in there):
+        row = {"arm": arm.removeprefix(PREFIX), "seeds": len(there[arm])}
+        for measure in measures:
+            one = over_seeds(store, arm, measure, split, reading)
+            row[measure] = f"{one['value']:.1f} ({one['low']:.1f} to {one['high']:.1f})"
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def chance(store: Store, measure: str, split: str = "test") -> float:
+    """What guessing reaches, in %; NaN where thresholds decide."""
+    truth = store.truth(split)
+    if measure.endswith("AUROC"):
+        return 50.0
+    if measure in RETRIEVAL:
+        return 100 * RETRIEVAL[measure] / len(truth["labels"])
+    return 100 * GROUNDING[measure] / int(truth["sentences"]) if measure in GROUNDING else float("nan")
+
+
+def _place(region: str) -> str:
+    return "lung" if region in LOBES else "organ"
+
+
+def _hits(place: np.ndarray, k: int) -> np.ndarray:
+    return np.where(np.isfinite(place), np.clip(k - place, 0, 1), np.nan)
+
+
+def _share_of(hits: np.ndarray) -> Drawn:
+    """The mean over all rows that are there, patients drawn."""
+    there = np.isfinite(hits)
+    right, all_ = np.where(there, hits, 0).sum(axis=1), there.sum(axis=1)
+    return Drawn.of(lambda times: (times @ right) / (times @ all_), len(hits), RESAMPLES)
