@@ -47,6 +47,7 @@ CHANGES = {  # option: (type, placeholder, help)
 
 
 PATTERNS = """\
+align-NAME           local and global alignment, e.g. align-full (MedVista3D), align-global (CLIP), align-local (fVLM)
 readout-ENCODER-CONDITION, e.g. readout-B-none: cross-attention from the question's names to the tokens, without a
                      language model; ENCODER A, B; --patients N learns from fewer
 vlm-ENCODER-CONDITION-DECODER[-VARIANT], e.g. vlm-B-contour-small: a vision-language model
@@ -94,10 +95,12 @@ def command(args: argparse.Namespace) -> int:
         return _vlm(args)
     if args.name.startswith("readout-"):
         return _read_out(args)
+    if args.name.startswith("align-"):
+        return _align(args)
     if args.name.startswith(("radgenome-", "m3d-")):
         return _real(args)
     if args.name not in arms.ARMS:
-        patterns = ("readout-ENCODER-CONDITION", "vlm-ENCODER-CONDITION-DECODER[-VARIANT]",
+        patterns = ("align-NAME", "readout-ENCODER-CONDITION", "vlm-ENCODER-CONDITION-DECODER[-VARIANT]",
                     "DATA-CONDITION-DECODER[-PROJECTOR] (profile paper)")  # fmt: skip
         there = (*arms.ARMS, *probes.PROBES, *patterns)
         raise BadInput(f"no arm is called {args.name!r}; there are: {', '.join(there)}")
@@ -194,6 +197,31 @@ def _read_out(args: argparse.Namespace) -> int:
     read_out.run(args.name, args.profile, args.seed, patients=recipe.patients, results=results,
                  folder=home / "training" / label)  # fmt: skip
     print(f"answers in {results / label}")
+    return 0
+
+
+def _align(args: argparse.Namespace) -> int:
+    """Train a local–global arm, ask it about validation, test and external patients, store its scores."""
+    from ctvlm_lib.experiments import local_global
+    from ctvlm_lib.experiments.local_global_tables import Store, over_seeds
+
+    changes = _changes(args)
+    extra = sorted(set(changes) - {"patients", "steps", "batch"})
+    if extra:
+        raise BadInput(f"{args.name} takes --seed, --patients, --steps and --batch, not --{extra[0]}; leave it out")
+    local_global.recipe_of(args.name, args.seed, changes)  # a wrong name is told before a cohort is drawn
+    home, label = run_folder(args.profile, args.out), local_global.of_seed(args.name + _suffix(changes), args.seed)
+    world = local_global.World(args.profile)
+    local_global.run(
+        args.name, args.seed, world, changes=changes, label=label, results=home / "results",
+        folder=home / "training" / label, checkpoint_folder=home / "checkpoints",
+    )  # fmt: skip
+    local_global.store_truth(world, home / "results")
+    store, name = Store((home / "results",)), args.name + _suffix(changes)
+    for measure in ("global AUROC", "local AUROC", "R@10", "grounding top-50"):
+        one = over_seeds(store, name, measure)
+        print(f"{measure}: {one['value']:.1f} % ({one['low']:.1f} to {one['high']:.1f}), {one['seeds']} seed(s)")
+    print(f"on test; scores in {home / 'results' / label}")
     return 0
 
 

@@ -3,9 +3,11 @@
 import pytest
 
 from ctvlm_lib.alignment.enrichment import (
+    DENIAL,
     EMPTY,
     FINDING,
     NUMBER,
+    PLACE,
     REPEATED,
     absent,
     guarded,
@@ -75,6 +77,20 @@ def test_a_report_ends_with_what_is_nowhere():
 )
 def test_the_guard(rewrite, reason):
     assert refused("The liver shows a cyst (12 mm).", rewrite, "liver") == reason
+
+
+@pytest.mark.parametrize(
+    ("rewrite", "reason"),
+    [
+        ("The left kidney shows no abnormality.", ""),
+        ("The left kidney looks normal.", ""),
+        ("The left kidney is not unremarkable.", DENIAL),  # what SmolLM2 made of it
+        ("The left kidney is an organ.", DENIAL),
+        ("You have provided no finding.", PLACE),
+    ],
+)
+def test_a_healthy_region_stays_healthy(rewrite, reason):
+    assert refused("The left kidney is unremarkable.", rewrite, "left kidney") == reason
 
 
 def test_refused_rewrites_are_replaced_and_counted():

@@ -6,7 +6,7 @@ from sklearn.metrics import roc_auc_score
 
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.evaluate.labels import choose_thresholds, score_labels
-from ctvlm_lib.evaluate.zero_shot import MEASURES, Detection, Drawn, detection_scores, pair_scores, text_pairs
+from ctvlm_lib.evaluate.zero_shot import MEASURES, Detection, Drawn, detection_scores, text_pairs, worded_scores
 
 NAMES = ("mass", "cyst", "nodule")
 
@@ -86,8 +86,9 @@ def test_a_label_without_both_classes_is_in_no_mean():
 
 def test_the_pair_of_sentences():
     assert text_pairs(["Lung mass"]) == (["There is lung mass."], ["There is no lung mass."])
-    images, present, absent = np.eye(3), np.eye(3)[:2], np.eye(3)[1:]
-    assert pair_scores(images, present, absent).tolist() == [[1, 0], [-1, 1], [0, -1]]
+    cosines = np.array([[0.5, 0.1], [0.4, 0.3]])
+    assert worded_scores(cosines).tolist() == [0.5, 0.1]
+    assert np.allclose(worded_scores(cosines, "pair"), [0.1, -0.2])
 
 
 @pytest.mark.parametrize(
@@ -96,6 +97,7 @@ def test_the_pair_of_sentences():
         (lambda: Detection(np.array([np.nan]), np.array([True]), np.array([0])), "aren't finite"),
         (lambda: Detection(np.zeros(2), np.zeros(3, bool), np.arange(2)), "give at least one, and one for each"),
         (lambda: detection_scores(detections(9, 0), {}), "give the same"),
+        (lambda: worded_scores(np.zeros((2, 3)), "alone"), "wording is 'alone'"),
         (
             lambda: Drawn(0.0, np.zeros(3), np.zeros(2)).minus(Drawn(0.0, np.zeros(4), np.zeros(2))),
             "can be compared on the same labels",

@@ -2,8 +2,8 @@
 
 MedVista3D has a chat model rewrite each report and each region's sentence, and trains on what comes out. The paper has
 no check that a rewrite says what its original says. Here :func:`guarded` accepts a rewrite only if the findings that
-are read from it, and their places, are the original's, and if it brings no number that wasn't there; else the
-deterministic statement stands in its place, and the refusal is counted.
+are read from it, and their places, are the original's, if what was denied is still denied, and if it brings no number
+that wasn't there; else the deterministic statement stands in its place, and the refusal is counted.
 
 Findings are read by rules that are exact on the cohort's language and nowhere else
 (:mod:`ctvlm_lib.evaluate.abnormalities`): a faithful rewrite in words that they don't know is refused as well, so a
@@ -19,14 +19,15 @@ from dataclasses import dataclass
 
 from ctvlm_lib.alignment.scans import kinds_of
 from ctvlm_lib.errors import BadInput
-from ctvlm_lib.evaluate.abnormalities import affirmed_findings
+from ctvlm_lib.evaluate.abnormalities import affirmed_findings, denies
 from ctvlm_lib.records.phantom import REGIONS
 
 Rewriter = Callable[[Sequence[str]], Sequence[str]]
-FINDING, NUMBER, EMPTY, REPEATED = (
-    "other findings", "a number that wasn't there", "no text", "more than twice as long and 40 words",
+FINDING, DENIAL, PLACE, NUMBER, EMPTY, REPEATED = (
+    "other findings", "a denial is lost or turned", "doesn't name the region", "a number that wasn't there", "no text",
+    "more than twice as long and 40 words",
 )  # fmt: skip
-REASONS = (FINDING, NUMBER, EMPTY, REPEATED)
+REASONS = (FINDING, DENIAL, PLACE, NUMBER, EMPTY, REPEATED)
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _LONGEST = 40  # words, beyond which a rewrite may not be more than twice its original
 
@@ -91,8 +92,13 @@ def refused(original: str, rewrite: str, region: str = "") -> str:
     """
     if not rewrite.strip():
         return EMPTY
-    if affirmed_findings(rewrite, region) != affirmed_findings(original, region):
+    found = affirmed_findings(original, region)
+    if affirmed_findings(rewrite, region) != found:
         return FINDING
+    if not found and denies(original) and not denies(rewrite):
+        return DENIAL
+    if region in original and region not in rewrite.lower():
+        return PLACE
     if set(_NUMBER.findall(rewrite)) - set(_NUMBER.findall(original)):
         return NUMBER
     words = len(rewrite.split())

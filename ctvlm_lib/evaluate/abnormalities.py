@@ -15,7 +15,9 @@ from ctvlm_lib.records.ct_rate import LABELS as CT_RATE
 from ctvlm_lib.records.phantom import REGIONS
 from ctvlm_lib.records.report import LABELS as COHORT
 
-__all__ = ["COHORT", "CT_RATE", "NOT_SHOWN", "SETS", "affirmed_findings", "labels_of_report", "shown_table"]
+__all__ = [
+    "COHORT", "CT_RATE", "NOT_SHOWN", "SETS", "affirmed_findings", "denies", "labels_of_report", "shown_table",
+]  # fmt: skip
 
 SETS: dict[str, tuple[str, ...]] = {"CT-RATE": CT_RATE, "cohort": COHORT}  # each in its published order
 NOT_SHOWN = {  # why the cohort can't show a label of CT-RATE
@@ -35,6 +37,9 @@ NOT_SHOWN = {  # why the cohort can't show a label of CT-RATE
 
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|;\s+|\b(?:Technique|Findings|Impression):\s*")
 _DENIED = re.compile(r"\b(?:no|not|without|unremarkable|normal|clear|absent)\b", re.IGNORECASE)
+_DENIED_TWICE = re.compile(
+    r"\b(?:no|not|without)\b[^.;]*\b(?:no|not|without|unremarkable|normal|clear)\b", re.IGNORECASE
+)
 _KINDS = ("nodule", "mass", "cyst", "calcification", "consolidation", "ground-glass opacity", "emphysema")
 _KIND = re.compile(r"\b(" + "|".join(map(re.escape, _KINDS)) + r")\b", re.IGNORECASE)
 _REGION = re.compile(r"\b(" + "|".join(sorted(map(re.escape, REGIONS), key=len, reverse=True)) + r")\b", re.IGNORECASE)
@@ -82,6 +87,11 @@ def affirmed_findings(text: str, region: str = "") -> set[tuple[str, str]]:
         if sentence and not _DENIED.search(sentence):
             said |= _affirmed(sentence, region)
     return said
+
+
+def denies(text: str) -> bool:
+    """Whether some sentence denies a finding or calls something healthy, and none denies that ("not unremarkable")."""
+    return bool(_DENIED.search(text)) and not _DENIED_TWICE.search(text)
 
 
 def shown_table() -> pd.DataFrame:

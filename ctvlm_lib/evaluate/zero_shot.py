@@ -1,8 +1,10 @@
-"""Zero-shot detection: an image vector against a pair of sentences, "There is X." and "There is no X."; with intervals.
+"""Zero-shot detection: an image vector against "There is X.", alone or against "There is no X."; with intervals.
 
-A label's score is how much nearer the image lies to the affirming sentence. AUROC needs no threshold; F1, accuracy and
-precision take one from validation for each label (:mod:`ctvlm_lib.evaluate.labels`). All are means over the labels.
-"Weighted F1" is what follows CT-CLIP's evaluation: the two classes within a label, weighted by their size.
+A label's score is the cosine with the affirming sentence, or how much nearer the image lies to it than to the denying
+one, as CT-CLIP has it. A text tower that hardly tells the two sentences apart makes the second score noise. AUROC needs
+no threshold; F1, accuracy and precision take one from validation for each label
+(:mod:`ctvlm_lib.evaluate.labels`). All are means over the labels. "Weighted F1" is what follows CT-CLIP's evaluation:
+the two classes within a label, weighted by their size.
 
 Intervals draw whole patients with replacement; a threshold stays what it is. Two arms' difference is taken in the same
 draws, so that a patient who is hard for both counts on both sides.
@@ -19,6 +21,7 @@ from ctvlm_lib.errors import BadInput
 from ctvlm_lib.evaluate.intervals import patient_draws
 from ctvlm_lib.evaluate.labels import choose_thresholds
 
+WORDINGS = ("affirmed", "pair")
 MEASURES = ("AUROC", "F1 of both classes", "accuracy", "precision")  # in the papers' table: AUC, F1, ACC, Precision
 
 
@@ -101,20 +104,20 @@ class Drawn:
         return Drawn(self.value - other.value, self.draws - other.draws, self.each - other.each, self.labels)
 
 
-def pair_scores(images: np.ndarray, present: np.ndarray, absent: np.ndarray) -> np.ndarray:
-    """How much nearer an image lies to the affirming sentence of each pair: the difference of the two cosines.
-
-    The probability of the affirming one is its sigmoid after division by τ; the order, and so all that is scored here,
-    is the same.
+def worded_scores(cosines: np.ndarray, wording: str = "affirmed") -> np.ndarray:
+    """Scores of labels from an image's cosines with both sentences.
 
     Args:
-        images: ``(…, width)`` of length one.
-        present, absent: ``(labels, width)`` of length one.
+        cosines: ``(2, …)``: with the affirming and with the denying sentence.
+        wording: one of WORDINGS: "affirmed", the first alone; "pair", the first less the second. The probability of the
+            affirming one of a pair is its sigmoid after division by τ, in the same order.
 
-    Returns:
-        ``(…, labels)``, −2…2.
+    Raises:
+        BadInput: an unknown wording.
     """
-    return images @ present.T - images @ absent.T
+    if wording not in WORDINGS:
+        raise BadInput(f"wording is {wording!r}; choose one of {', '.join(WORDINGS)}")
+    return cosines[0] if wording == "affirmed" else cosines[0] - cosines[1]
 
 
 def detection_scores(

@@ -33,7 +33,6 @@ from ctvlm_lib.alignment.scans import as_input
 from ctvlm_lib.alignment.text import TextTower
 from ctvlm_lib.errors import BadInput, atomic_path
 from ctvlm_lib.evaluate.retrieval import ranks
-from ctvlm_lib.evaluate.zero_shot import pair_scores
 from ctvlm_lib.experiments.local_global_protocol import FILES, load
 from ctvlm_lib.records import protocol
 from ctvlm_lib.records.committed import check_committed
@@ -118,15 +117,19 @@ class World:
         return kept[name]
 
 
+_UNITS = {"volume": 1000, "region": 1000, "cut_out": 1000, "report": 2, "sentence": 2}  # stored as whole numbers
+ABSENT = np.iinfo(np.int16).min
+
+
 @dataclass(frozen=True, eq=False)
 class Said:
     """What a model said of a split; NaN where a region isn't in the field.
 
     Attributes:
-        volume: ``(n, 18)``: score of each of ``LABELS``, see :func:`ctvlm_lib.evaluate.zero_shot.pair_scores`.
-        region: ``(n, 50)``: of each of ``LOCAL_LABELS``, from the region's own vector.
-        cut_out: ``(n, 50)``: the same from the global vector of the region cut out of the volume; ``(0, 50)`` if the
-            arm wasn't asked so.
+        volume: ``(2, n, 18)``: cosine with the affirming and with the denying sentence of each of ``LABELS``.
+        region: ``(2, n, 50)``: of each of ``LOCAL_LABELS``, from the region's own vector.
+        cut_out: ``(2, n, 50)``: the same from the global vector of the region cut out of the volume; ``(2, 0, 50)`` if
+            the arm wasn't asked so.
         report: ``(2, n)``: place, from 0, of each volume's report among all, and of each report's volume.
         sentence: ``(n, 10)``: place of each region's sentence among all different ones.
     """
@@ -138,14 +141,14 @@ class Said:
     sentence: np.ndarray
 
     def save(self, path: str | Path) -> Path:
-        """Write as a compressed npz file."""
+        """Write as a compressed npz file: cosines in thousandths, places in halves, ABSENT for NaN."""
+        whole = {}
+        for name, value in vars(self).items():
+            scaled = np.rint(value * _UNITS[name])
+            whole[name] = np.where(np.isfinite(scaled), scaled, ABSENT).astype(np.int16)
         with atomic_path(path) as partial, open(partial, "wb") as file:
-            np.savez_compressed(file, **{name: value.astype(np.float16) for name, value in self._exact().items()})
+            np.savez_compressed(file, **whole)
         return Path(path)
-
-    def _exact(self) -> dict[str, np.ndarray]:
-        """Places beyond 2,048 would be rounded by 16 bits: they are written as what they may be without harm."""
-        return vars(self) | {"report": np.minimum(self.report, 2000), "sentence": np.minimum(self.sentence, 2000)}
 
     @classmethod
     def load(cls, path: str | Path) -> "Said":
@@ -156,9 +159,10 @@ class Said:
         """
         try:
             with np.load(path, allow_pickle=False) as file:
-                return cls(**{field.name: file[field.name].astype(np.float64) for field in fields(cls)})
+                whole = {field.name: file[field.name] for field in fields(cls)}
         except (OSError, ValueError, KeyError) as error:
             raise BadInput(f"{Path(path).name} can't be read as scores ({error}); score the arm again") from None
+        return cls(**{k: np.where(v == ABSENT, np.nan, v / _UNITS[k]) for k, v in whole.items()})
 
 
 @torch.inference_mode()
@@ -183,22 +187,29 @@ def ask(model: LocalGlobal, split: Split, prompts: Prompts, recipe: Recipe, stem
     volumes, regions = torch.cat(volumes), torch.cat(regions)
     there = torch.from_numpy(cohort.there) & masks.any(dim=-1)
     pairs = [pairing.texts(some).numpy() for some in vars(prompts).values()]
-    local = _local(lambda r, of: pair_scores(regions[:, r].numpy(), pairs[2][of], pairs[3][of]), there.numpy())
-    cut = _cut_out(model, cohort, stem, pairs, there.numpy(), batch) if stem is not None else local[:0]
-    return Said(
-        pair_scores(volumes.numpy(), *pairs[:2]), local, cut,
+    local = _local(lambda r, of: _cosines(regions[:, r].numpy(), pairs[2][of], pairs[3][of]), there.numpy())
+    cut = _cut_out(model, cohort, stem, pairs, there.numpy(), batch) if stem is not None else local[:, :0]
+    said = Said(
+        _cosines(volumes.numpy(), *pairs[:2]), local, cut,
         _report_places(volumes, pairing.texts(split.texts.report), cohort.scans.reports),
         _sentence_places(regions, pairing.texts(split.texts.region), cohort, there.numpy()),
     )  # fmt: skip
+    # as it is stored, so that a table from a file is the same
+    return replace(said, **{name: np.round(getattr(said, name), 3) for name in ("volume", "region", "cut_out")})
+
+
+def _cosines(images: np.ndarray, present: np.ndarray, absent: np.ndarray) -> np.ndarray:
+    """``(2, n, labels)`` of ``(n, width)`` with both sentences of each label."""
+    return np.stack([images @ present.T, images @ absent.T])
 
 
 def _local(scores: Callable[[int, list[int]], np.ndarray], there: np.ndarray) -> np.ndarray:
-    """``(n, 50)`` from each region's ``(n, kinds)``; NaN where the region isn't there."""
+    """``(2, n, 50)`` from each region's ``(2, n, kinds)``; NaN where the region isn't there."""
     parts = []
     for r, region in enumerate(REGIONS):
         of = [k for k, (where, _) in enumerate(LOCAL_LABELS) if where == region]
         parts.append(np.where(there[:, [r]], scores(r, of), np.nan))
-    return np.concatenate(parts, axis=1)
+    return np.concatenate(parts, axis=2)
 
 
 def _cut_out(model, cohort: Grounded, stem, pairs, there: np.ndarray, batch: int) -> np.ndarray:
@@ -206,8 +217,8 @@ def _cut_out(model, cohort: Grounded, stem, pairs, there: np.ndarray, batch: int
         who = np.flatnonzero(there[:, r])
         tokens = stem_tokens(stem, lambda k: np.stack([cropped(cohort, who[i], r) for i in k]), len(who), batch)
         vectors = torch.cat([model.volumes(some.float()) for some in tokens.split(batch)])
-        found = np.full((len(cohort), len(of)), np.nan)
-        found[who] = pair_scores(vectors.numpy(), pairs[2][of], pairs[3][of])
+        found = np.full((2, len(cohort), len(of)), np.nan)
+        found[:, who] = _cosines(vectors.numpy(), pairs[2][of], pairs[3][of])
         return found
 
     return _local(scores, there)
@@ -266,7 +277,7 @@ def run(
     record = {}
     if set(splits) - {"validation"}:
         under = check_committed(FILES)
-        record["protocol"] = {"version": load()["version"], "sha256": under.sha256}
+        record["local_global_protocol"] = {"version": load()["version"], "sha256": under.sha256}
     known, begun = world.split("train"), time.monotonic()
     model, curve, measured = fit(
         recipe, known.cohort, known.texts, known.pictures, folder=folder, on_step=on_step, progress=progress

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pandas as pd
 from ctvlm_lib.alignment.arm_tables import RESULTS, name_and_seed
 from ctvlm_lib.alignment.grounded import GROUPS, LOCAL_LABELS
 from ctvlm_lib.errors import BadInput
-from ctvlm_lib.evaluate.zero_shot import MEASURES, Detection, Drawn, detection_scores
+from ctvlm_lib.evaluate.zero_shot import MEASURES, WORDINGS, Detection, Drawn, detection_scores, worded_scores
 from ctvlm_lib.experiments.local_global import PREFIX, Said
 from ctvlm_lib.records.phantom import LOBES, REGIONS
 
@@ -67,22 +68,25 @@ class Store:
                 self._kept[split] = dict(file)
         return self._kept[split]
 
-    def scores(self, arm: str, seed: int, split: str = "test", reading: str = READINGS[0]) -> dict[str, Drawn]:
+    def scores(
+        self, arm: str, seed: int, split: str = "test", reading: str = READINGS[0], wording: str = WORDINGS[0]
+    ) -> dict[str, Drawn]:
         """Every measure of an arm on a split, "global AUROC" … "local precision", "R@5" … "grounding top-50".
 
         Args:
             arm, seed: which.
             split: "test" or "external"; thresholds come from validation either way.
             reading: of regions, one of READINGS.
+            wording: one of :data:`ctvlm_lib.evaluate.zero_shot.WORDINGS`.
 
         Raises:
             BadInput: it isn't stored, or wasn't asked that way.
         """
-        key = (arm, seed, split, reading)
+        key = (arm, seed, split, reading, wording)
         if key not in self._kept:
             self._kept[key] = scores(
                 self.said(arm, seed, "validation"), self.truth("validation"), self.said(arm, seed, split),
-                self.truth(split), reading,
+                self.truth(split), reading, wording,
             )  # fmt: skip
         return self._kept[key]
 
@@ -98,7 +102,12 @@ class Store:
 
 
 def scores(
-    tuned: Said, tuned_truth: Mapping[str, np.ndarray], said: Said, truth: Mapping[str, np.ndarray], reading=READINGS[0]
+    tuned: Said,
+    tuned_truth: Mapping[str, np.ndarray],
+    said: Said,
+    truth: Mapping[str, np.ndarray],
+    reading: str = READINGS[0],
+    wording: str = WORDINGS[0],
 ) -> dict[str, Drawn]:
     """Every measure of what a model said.
 
@@ -106,13 +115,14 @@ def scores(
         tuned, tuned_truth: of validation: thresholds.
         said, truth: of the split that is scored.
         reading: of regions, one of READINGS.
+        wording: one of :data:`ctvlm_lib.evaluate.zero_shot.WORDINGS`.
 
     Raises:
-        BadInput: an unknown reading, or one that the model wasn't asked in.
+        BadInput: an unknown reading or wording, or one that the model wasn't asked in.
     """
     both = []
     for one, true in ((tuned, tuned_truth), (said, truth)):
-        both.append((volume_detections(one, true), region_detections(one, true, reading)))
+        both.append((volume_detections(one, true, wording), region_detections(one, true, reading, wording)))
     found = {}
     for k, scope in enumerate(("global", "local")):
         drawn = detection_scores(both[0][k], both[1][k], resamples=RESAMPLES)
@@ -121,16 +131,31 @@ def scores(
     return found | {name: _share_of(_hits(said.sentence, k)) for name, k in GROUNDING.items()}
 
 
-def volume_detections(said: Said, truth: Mapping[str, np.ndarray]) -> dict[str, Detection]:
+def measures_of(store: Store, arm: str, seed: int) -> pd.DataFrame:
+    """All that is measured of an arm: split, reading, wording, measure, then value, low and high as shares 0…1."""
+    rows = []
+    for split, wording in product(("test", "external"), WORDINGS):
+        for reading in READINGS[: 1 + bool(store.said(arm, seed, split).cut_out.size)]:
+            for measure, one in store.scores(arm, seed, split, reading, wording).items():
+                low, high = one.interval()
+                told = {"split": split, "reading": reading, "wording": wording, "measure": measure}
+                told["labels"] = one.labels or ""
+                rows.append(told | {"patients": len(one.each), "value": one.value, "low": low, "high": high})
+    return pd.DataFrame(rows).round({"value": 6, "low": 6, "high": 6})
+
+
+def volume_detections(said: Said, truth: Mapping[str, np.ndarray], wording=WORDINGS[0]) -> dict[str, Detection]:
     """The volume's labels."""
-    n = len(said.volume)
+    given = worded_scores(said.volume, wording)
     return {
-        str(name): Detection(said.volume[:, k], truth["labels"][:, k], np.arange(n))
+        str(name): Detection(given[:, k], truth["labels"][:, k], np.arange(len(given)))
         for k, name in enumerate(truth["label_names"])
     }
 
 
-def region_detections(said: Said, truth: Mapping[str, np.ndarray], reading: str = READINGS[0]) -> dict[str, Detection]:
+def region_detections(
+    said: Said, truth: Mapping[str, np.ndarray], reading: str = READINGS[0], wording: str = WORDINGS[0]
+) -> dict[str, Detection]:
     """The regions' labels by kind, all lobes together and all organs together.
 
     Raises:
@@ -138,7 +163,7 @@ def region_detections(said: Said, truth: Mapping[str, np.ndarray], reading: str 
     """
     if reading not in READINGS:
         raise BadInput(f"a region is read {' or '.join(READINGS)}, got {reading!r}")
-    given = said.region if reading == READINGS[0] else said.cut_out
+    given = worded_scores(said.region if reading == READINGS[0] else said.cut_out, wording)
     if not len(given):
         raise BadInput("this arm wasn't asked about regions cut out of their volumes; take 'mask pooled'")
     found = {}
@@ -153,10 +178,12 @@ def region_detections(said: Said, truth: Mapping[str, np.ndarray], reading: str 
     return found
 
 
-def over_seeds(store: Store, arm: str, measure: str, split: str = "test", reading: str = READINGS[0]) -> dict:
+def over_seeds(
+    store: Store, arm: str, measure: str, split: str = "test", reading: str = READINGS[0], wording: str = WORDINGS[0]
+) -> dict:
     """A measure of an arm: mean over the seeds, lowest and highest end of their intervals, in %."""
     seeds = store.arms().get(arm, ())
-    found = [store.scores(arm, seed, split, reading)[measure] for seed in seeds]
+    found = [store.scores(arm, seed, split, reading, wording)[measure] for seed in seeds]
     ends = [one.interval() for one in found]
     return {
         "arm": arm, "measure": measure, "seeds": len(seeds), "value": 100 * float(np.mean([d.value for d in found])),

@@ -20,8 +20,8 @@ from ctvlm_lib.evaluate.intervals import Interval, bootstrap_of_sums, mean_of_su
 from ctvlm_lib.evaluate.text_registry import ROBERTA
 from ctvlm_lib.experiments import asked, real_arms, vlm_tables
 from ctvlm_lib.experiments.vlm_tables import ArmAnswers
-from ctvlm_lib.ledger import decoder_sizes, stored_scores
-from ctvlm_lib.ledger.quantities import Quantity, RealScore, Recall, Score, Size
+from ctvlm_lib.ledger import decoder_sizes, local_global, stored_scores
+from ctvlm_lib.ledger.quantities import Aligned, Quantity, RealScore, Recall, Score, Size
 from ctvlm_lib.records import protocol
 from ctvlm_lib.records.committed import as_it_stands
 from ctvlm_lib.run import run_folder
@@ -87,7 +87,8 @@ class Results:
         for path in (path for root in self.roots for path in sorted(Path(root).glob(f"{arm}*"))):
             name, seed = name_and_seed(path.name)
             if name == arm and path.is_dir():
-                wanted = ("record.json", ANSWERS if arm.startswith("vlm-") else TABLE)
+                of = {"vlm": ANSWERS, "align": local_global.NAME}.get(arm.partition("-")[0], TABLE)
+                wanted = ("record.json", of)
                 lost = [one for one in wanted if not (path / one).is_file()]
                 if lost:
                     raise BadInput(f"{path.name} is half finished: {lost[0]} isn't there; run `ctvlm arm {arm}"
@@ -142,8 +143,9 @@ class Results:
         """
         return None if quantity is None else self._measured(quantity, self.real_folders(quantity.arm))
 
-    def _measured(self, quantity: Score | RealScore | Recall, folders: dict[int, Path]) -> Measured | None:
-        one = {Score: self.score, RealScore: self._real_score, Recall: self._recall}[type(quantity)]
+    def _measured(self, quantity: Score | RealScore | Recall | Aligned, folders: dict[int, Path]) -> Measured | None:
+        one = {Score: self.score, RealScore: self._real_score, Recall: self._recall,
+               Aligned: self._aligned}[type(quantity)]  # fmt: skip
         found = {seed: interval for seed, path in sorted(folders.items()) if (interval := one(quantity, path))}
         if not found:
             return None
@@ -173,6 +175,9 @@ class Results:
             table["similar"] = np.nan if similar is None else table["id"].map(similar)
             self._read[path] = ArmAnswers(quantity.arm, 0, "", arm.condition, arm.decoder, "", table)
         return score(self._read[path], quantity)
+
+    def _aligned(self, quantity: Aligned, path: Path) -> Interval | None:
+        return local_global.interval(path, quantity)
 
     def _recall(self, quantity: Recall, path: Path) -> Interval | None:
         rows = pd.read_csv(path / TABLE)

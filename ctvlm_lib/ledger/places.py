@@ -15,9 +15,10 @@ from dataclasses import dataclass, replace
 
 from ctvlm_lib.alignment import arms as pretraining
 from ctvlm_lib.evaluate.text_papers import variant_for
+from ctvlm_lib.experiments.local_global import ARMS as ALIGNED
 from ctvlm_lib.experiments.vlm_arms import ARMS
 from ctvlm_lib.experiments.vlm_tables import pooled_kinds
-from ctvlm_lib.ledger import real_places
+from ctvlm_lib.ledger import local_global, real_places
 from ctvlm_lib.ledger.decoder_sizes import UVLM
 from ctvlm_lib.ledger.published import Published
 from ctvlm_lib.ledger.quantities import Quantity, Recall, Score, Size
@@ -120,12 +121,17 @@ def _retrieval(cell: Published) -> Place:
 
 
 def _medvista3d(cell: Published) -> Place:
-    ours = cell.row.startswith(("MedVista3D", "+ ", "Global Alignment", "mask pooling")) or cell.row == "CLIP"
-    if not ours:
-        return Place(NOT, why=_OTHER)
     if "UniMISS" in cell.row:
         return Place(DATA, why="needs UniMISS's weights and CT-RATE", built=False)
-    return Place(ANALOGUE, why="phantoms for CT-RATE; the dual-pathway encoder isn't built yet", built=False)
+    if cell.row == "MedVista3D-LLaVA":
+        return Place(ANALOGUE, why="phantoms for CT-RATE; its language model isn't trained on this encoder yet",
+                     built=False)  # fmt: skip
+    found = local_global.quantity(cell)
+    if found is None:
+        return Place(NOT, why=_OTHER)
+    other = "another scanner's phantoms for Rad-ChestCT" if cell.table == "T2" else "phantoms for CT-RATE"
+    why = f"{other}; a small transformer on the tokens of a frozen encoder that was trained with finding masks"
+    return Place(ANALOGUE, found, why, "55")
 
 
 def _uvlm(cell: Published) -> Place:
@@ -156,6 +162,6 @@ def _with_command(made: Place) -> Place:
     arm = getattr(made.quantity, "arm", "")
     if not arm:
         return made
-    if arm not in ARMS and arm not in pretraining.ARMS:
+    if arm not in ARMS and arm not in pretraining.ARMS and arm not in ALIGNED:
         raise KeyError(f"{arm} is no arm of the library")
     return replace(made, command=f"ctvlm arm {arm}")

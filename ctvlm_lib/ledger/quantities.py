@@ -59,6 +59,23 @@ class Recall:
 
 
 @dataclass(frozen=True)
+class Aligned:
+    """A measure of a local–global arm, see :mod:`ctvlm_lib.experiments.local_global_tables`.
+
+    Attributes:
+        arm: of alignment. measure: "global AUROC", "R@10", … split: "test" or "external".
+        reading: how regions are read. wording: of detection. percent: 0–100 instead of a share.
+    """
+
+    arm: str
+    measure: str
+    split: str = "test"
+    reading: str = "mask pooled"
+    wording: str = "affirmed"
+    percent: bool = False
+
+
+@dataclass(frozen=True)
 class Size:
     """Parameters of a decoder, 10⁹.
 
@@ -69,4 +86,4 @@ class Size:
     decoder: str
 
 
-Quantity = Score | RealScore | Recall | Size
+Quantity = Score | RealScore | Recall | Aligned | Size

@@ -16,11 +16,12 @@ from ctvlm_lib.errors import BadInput
 from ctvlm_lib.experiments import answers, asked
 from ctvlm_lib.experiments.answers import AS_ASKED
 from ctvlm_lib.experiments.asked import Asked
-from ctvlm_lib.ledger import record_checks, stored_tables, sums
+from ctvlm_lib.ledger import local_global, record_checks, stored_tables, sums
 from ctvlm_lib.ledger.record_checks import Under
 
 SPLITS = ("validation", "test")
 QUESTIONS = "questions"
+TRUTH = f"{local_global.PREFIX}truth"
 WITHOUT_A_MODEL = ("retrieval-by-facts",)  # tables of readers who have no predictions and no record
 PREDICTIONS = "test.safetensors"
 
@@ -133,6 +134,9 @@ def _look(path: Path, found: Folder, against: Against) -> None:
     if path.name in WITHOUT_A_MODEL:
         found.holds = f"{len(pd.read_csv(path / 'test.csv'))} recalls without a model"
         return
+    if path.name.startswith(local_global.PREFIX):
+        _local_global(path, found, against)
+        return
     said = [split for split in SPLITS if (path / f"{split}.npz").is_file()]
     retrieval = (path / PREDICTIONS).is_file()
     if not (path / record_checks.NAME).is_file():
@@ -149,6 +153,24 @@ def _look(path: Path, found: Folder, against: Against) -> None:
         _answers(path, said, found, against)
     else:
         _recalls(path, found)
+
+
+def _local_global(path: Path, found: Folder, against: Against) -> None:
+    """An arm of local and global alignment, or what is true of its splits."""
+    if path.name == TRUTH:
+        found.holds = "what is true of the patients that the local–global arms are asked about"
+        return
+    found.record, told = record_checks.read(path)
+    found.problems += told or local_global.problems(found.record, local_global.name_and_seed(path.name)[1])
+    found.notes += record_checks.circumstances(found.record)
+    found.problems += record_checks.against_checkpoint(path.name, found.record, against.checkpoints)
+    found.table = local_global.table_text(path)
+    found.holds = f"{found.table.count(chr(10)) - 1} measures of local and global alignment"
+    stored = path / local_global.NAME
+    if found.listed and not stored.is_file():
+        found.problems.append(f"{local_global.NAME}: isn't there; write it with `ctvlm verify --update`")
+    elif found.listed:
+        found.problems += local_global.compare(stored.read_text(encoding="utf-8"), found.table)
 
 
 def _record(name: str, found: Folder, answered: bool, against: Against) -> list[str]:

@@ -1,0 +1,167 @@
+"""The local–global arms in the ledger: which measure stands beside which published number, checks and verdicts.
+
+Beside an arm's scores lies ``table.csv`` with every measure and its interval; ``ctvlm verify --update`` writes it,
+``ctvlm verify`` computes it again from the scores.
+"""
+
+import io
+from pathlib import Path
+
+import pandas as pd
+
+from ctvlm_lib.alignment.arm_tables import name_and_seed
+from ctvlm_lib.evaluate.intervals import Interval
+from ctvlm_lib.evaluate.paired import PairedDifference
+from ctvlm_lib.experiments.local_global import PREFIX
+from ctvlm_lib.experiments.local_global_protocol import FILES, load
+from ctvlm_lib.experiments.local_global_tables import READINGS, Store, measures_of
+from ctvlm_lib.ledger import contrasts
+from ctvlm_lib.ledger.contrasts import Contrast
+from ctvlm_lib.ledger.published import Published
+from ctvlm_lib.ledger.quantities import Aligned
+from ctvlm_lib.records.committed import as_it_stands
+
+NAME, TOLERANCE = "table.csv", 2e-6
+COLUMNS = ["split", "reading", "wording", "measure", "labels", "patients", "value", "low", "high"]
+ROWS = {  # beginning of a published row: (arm, how it is asked about regions)
+    "CLIP": ("global", READINGS[1]),
+    "fVLM (reimplemented)": ("local", READINGS[0]),
+    "MedVista3D-ViT": ("full", READINGS[0]),
+    "Global Alignment": ("global", READINGS[0]),
+    "+ Local Alignment": ("box", READINGS[0]),
+    "+ Mask Pooling": ("unified", READINGS[0]),
+    "+ Global Semantic Alignment": ("global-semantic", READINGS[0]),
+    "+ Local Semantic Alignment": ("full", READINGS[0]),
+    "mask pooling before 1st block": ("full-block1", READINGS[0]),
+    "mask pooling before 2nd block": ("full-block2", READINGS[0]),
+    "mask pooling before 12th block": ("full", READINGS[0]),
+}
+_MEASURES = {"AUC": "AUROC", "F1 (weighted)": "F1 of both classes", "accuracy": "accuracy", "precision": "precision"}
+
+
+def quantity(cell: Published) -> Aligned | None:
+    """The measure of ours that stands beside a published number of tables 1, 2, 4 and 5; None if none does."""
+    found = next((value for row, value in ROWS.items() if cell.row.removesuffix(" (cumulative)") == row), None)
+    if found is None or cell.table not in ("T1", "T2", "T4", "T5"):
+        return None
+    arm, reading = found
+    split = "external" if cell.table == "T2" else "test"
+    if "grounding" in cell.group:
+        return Aligned(f"{PREFIX}{arm}", f"grounding top-{cell.column.removeprefix('R@')}", split, percent=True)
+    if "retrieval" in cell.group:
+        return Aligned(f"{PREFIX}{arm}", cell.column, split, percent=True)
+    scope = "local" if "local" in cell.group else "global"
+    reading = reading if scope == "local" else READINGS[0]
+    return Aligned(f"{PREFIX}{arm}", f"{scope} {_MEASURES[cell.column]}", split, reading)
+
+
+def interval(path: Path, wanted: Aligned) -> Interval | None:
+    """A measure of an arm's folder, in the published unit; None if it wasn't asked for it."""
+    rows = pd.read_csv(path / NAME)
+    same = pd.Series(True, index=rows.index)
+    for name in ("split", "reading", "wording", "measure"):
+        same &= rows[name] == getattr(wanted, name)
+    if not same.any():
+        return None
+    row, scale = rows[same].iloc[0], 100.0 if wanted.percent else 1.0
+    patients = int(row["patients"])
+    return Interval(*(scale * float(row[name]) for name in ("value", "low", "high")), n=patients, patients=patients)
+
+
+def table_text(folder: Path) -> str:
+    """The table that follows from a folder's scores and what is true of the splits, as the file holds it."""
+    name, seed = name_and_seed(folder.name)
+    return measures_of(Store((folder.parent,)), name, seed).to_csv(index=False, lineterminator="\n")
+
+
+def compare(stored: str, again: str) -> list[str]:
+    """What differs between a stored table and the one that the scores give now, a sentence each."""
+    left, right = (pd.read_csv(io.StringIO(text), keep_default_na=False) for text in (stored, again))
+    if list(left.columns) != COLUMNS or len(left) != len(right):
+        return [f"{NAME}: has other columns or rows than the scores give; write it again with `ctvlm verify --update`"]
+    told = []
+    for (_, old), (_, new) in zip(left.iterrows(), right.iterrows(), strict=True):
+        what = " ".join(str(new[name]) for name in COLUMNS[:4])
+        if list(old[COLUMNS[:6]].map(str)) != list(new[COLUMNS[:6]].map(str)):
+            told.append(f"{NAME}: has other rows than the scores give; {what} isn't where it belongs")
+        for name in COLUMNS[6:]:
+            if abs(float(old[name]) - float(new[name])) > TOLERANCE:
+                told.append(f"{new['split']}.npz: {name} of {what} is {new[name]}, and {NAME} says {old[name]}")
+    return told
+
+
+def problems(record: dict, seed: int) -> list[str]:
+    """What an arm's record lacks, or that can't be so."""
+    wanted = ("profile", "hardware", "commit", "recipe")
+    told = [f"record.json: lacks {name}" for name in wanted if not record.get(name)]
+    under = record.get("local_global_protocol") or {}
+    here = as_it_stands(FILES)
+    version = load()["version"]
+    if not under:
+        told.append("record.json: lacks the protocol's version and sha256")
+    elif under.get("version") == version and under.get("sha256") != here.sha256:
+        told.append("record.json: another protocol of the same version; one of the two was changed without saying so")
+    elif not 1 <= int(under.get("version", 0)) <= version:
+        told.append(f"record.json: protocol version {under.get('version')}, and here it is {version}")
+    if record.get("seed") != seed:
+        told.append(f"record.json: its seed is {record.get('seed')!r}, and the folder's name says {seed}")
+    return told
+
+
+def listed_contrasts() -> tuple[Contrast, ...]:
+    """The protocol's contrasts, in the form that all are judged in."""
+    made = []
+    for one in load()["contrast"]:
+        left, right = one["paper"] or (None, None)
+        made.append(
+            Contrast(one["name"], "medvista3d" if one["table"] else "workbook", one["table"], one["left"], one["right"],
+                     one["measure"], "", one["sign"], primary=one["primary"], paper_left=left, paper_right=right,
+                     paper_unit="%" if one["paper"] else "", note=one["note"])
+        )  # fmt: skip
+    return tuple(made)
+
+
+def difference(contrast: Contrast, store: Store) -> dict[int, PairedDifference]:
+    """A contrast for each seed that both of its arms have: left minus right, in shares."""
+    arms = store.arms()
+    both = [f"{PREFIX}{side}" for side in (contrast.left, contrast.right)]
+    split = "external" if contrast.metric.startswith("external ") else "test"
+    measure, found = contrast.metric.removeprefix("external "), {}
+    for seed in sorted(set(arms.get(both[0], ())) & set(arms.get(both[1], ()))):
+        sides = []
+        for arm in both:
+            # a global model is asked about a region as the paper asks it: with the region cut out of the volume
+            cut = measure.startswith("local ") and store.said(arm, seed, split).cut_out.size > 0
+            sides.append(store.scores(arm, seed, split, READINGS[bool(cut)])[measure])
+        one = sides[0].minus(sides[1])
+        low, high = one.interval(load()["scoring"]["confidence"])
+        patients = len(one.each)
+        found[seed] = PairedDifference(one.value, low, high, one.p, patients, patients, sides[0].value, sides[1].value,
+                                       one.each)  # fmt: skip
+    return found
+
+
+def verdicts(store: Store | None = None, profile: str = "full") -> pd.DataFrame:
+    """All contrasts, measured and judged; those whose arms aren't there yet say so.
+
+    Returns:
+        name, table, left, right, measure, published (points), difference, low, high (points), p after Holm, seeds,
+        detectable (points), verdict.
+    """
+    store, every = store or Store(), listed_contrasts()
+    measured = {one.name: (one, found) for one in every if (found := difference(one, store))}
+    judged = dict(zip(measured, contrasts.judge_all(measured.values(), profile, every), strict=True))
+    rows = []
+    for one in every:
+        published = one.paper_difference
+        row = {"name": one.name, "table": one.table, "left": one.left, "right": one.right, "measure": one.metric}
+        row |= {"published": None if published is None else round(published, 2), "verdict": "not measured yet"}
+        if one.name in judged:
+            said = judged[one.name]
+            row |= {"difference": round(100 * said.value, 1), "low": round(100 * said.low, 1),
+                    "high": round(100 * said.high, 1), "p after Holm": said.p_holm, "seeds": len(said.seeds),
+                    "detectable": round(100 * said.detectable, 1), "verdict": said.verdict}  # fmt: skip
+        rows.append(row)
+    columns = ["name", "table", "left", "right", "measure", "published", "difference", "low", "high", "p after Holm",
+               "seeds", "detectable", "verdict"]  # fmt: skip
+    return pd.DataFrame(rows, columns=columns)
