@@ -54,11 +54,12 @@ run: $(installed)
 	"$(bin)/ctvlm" run --out "$(OUT)" $(ARGS)
 
 # Both parts run even if the first one fails, so that one call shows everything. Two test files run at a time;
-# ARGS="-n 0" runs one, as a debugger needs it.
+# ARGS="-n 0" runs one, as a debugger needs it. Of notebooks two as well, each in its own kernel from top to bottom.
 test: $(installed)
 	@status=0; \
 	$(in_out) "$(bin)/python" -m pytest -n 2 --dist loadfile $(ARGS) || status=$$?; \
-	$(in_out) "$(bin)/python" -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 notebooks || status=$$?; \
+	$(in_out) "$(bin)/python" -m pytest -n 2 --dist loadscope --nbval-lax --nbval-current-env \
+		--nbval-cell-timeout=600 notebooks || status=$$?; \
 	exit $$status
 
 lab: $(installed)

@@ -47,7 +47,6 @@ CHANGES = {  # option: (type, placeholder, help)
 
 
 PATTERNS = """\
-align-NAME           local and global alignment, e.g. align-full (MedVista3D), align-global (CLIP), align-local (fVLM)
 readout-ENCODER-CONDITION, e.g. readout-B-none: cross-attention from the question's names to the tokens, without a
                      language model; ENCODER A, B; --patients N learns from fewer
 vlm-ENCODER-CONDITION-DECODER[-VARIANT], e.g. vlm-B-contour-small: a vision-language model
@@ -80,13 +79,15 @@ def command(args: argparse.Namespace) -> int:
     check_profile(args.profile)
     check_seed(args.seed)
     from ctvlm_lib.alignment import arms
-    from ctvlm_lib.experiments import probes
+    from ctvlm_lib.experiments import local_global, probes
 
     if args.name is None:
         for name, arm in arms.ARMS.items():
             print(f"{name:20} {_described(arm)}")
         for name, encoder in probes.PROBES.items():
             print(f"{name:20} linear read-outs of encoder {encoder}, under every prompt and control")
+        for name, recipe in local_global.ARMS.items():
+            print(f"{name:20} local and global alignment: {local_global.described(recipe)}")
         print(PATTERNS)
         return 0
     if args.name in probes.PROBES:
@@ -100,9 +101,9 @@ def command(args: argparse.Namespace) -> int:
     if args.name.startswith(("radgenome-", "m3d-")):
         return _real(args)
     if args.name not in arms.ARMS:
-        patterns = ("align-NAME", "readout-ENCODER-CONDITION", "vlm-ENCODER-CONDITION-DECODER[-VARIANT]",
+        patterns = ("readout-ENCODER-CONDITION", "vlm-ENCODER-CONDITION-DECODER[-VARIANT]",
                     "DATA-CONDITION-DECODER[-PROJECTOR] (profile paper)")  # fmt: skip
-        there = (*arms.ARMS, *probes.PROBES, *patterns)
+        there = (*arms.ARMS, *probes.PROBES, *local_global.ARMS, *patterns)
         raise BadInput(f"no arm is called {args.name!r}; there are: {', '.join(there)}")
     home, changes = run_folder(args.profile, args.out), _changes(args)
     label = arms.of_seed(args.name + _suffix(changes), args.seed)
@@ -204,6 +205,7 @@ def _align(args: argparse.Namespace) -> int:
     """Train a local–global arm, ask it about validation, test and external patients, store its scores."""
     from ctvlm_lib.experiments import local_global
     from ctvlm_lib.experiments.local_global_tables import Store, over_seeds
+    from ctvlm_lib.ledger.local_global import write_table
 
     changes = _changes(args)
     extra = sorted(set(changes) - {"patients", "steps", "batch"})
@@ -217,6 +219,7 @@ def _align(args: argparse.Namespace) -> int:
         folder=home / "training" / label, checkpoint_folder=home / "checkpoints",
     )  # fmt: skip
     local_global.store_truth(world, home / "results")
+    write_table(home / "results" / label)
     store, name = Store((home / "results",)), args.name + _suffix(changes)
     for measure in ("global AUROC", "local AUROC", "R@10", "grounding top-50"):
         one = over_seeds(store, name, measure)

@@ -128,6 +128,17 @@ def test_it_reads_another_encoder_s_tokens_in_place_of_patches():
         model.both(torch.rand(2, 1, 32, 64, 64), torch.ones(2, 1, 512, dtype=torch.bool))
 
 
+@torch.inference_mode()
+def test_attention_is_what_the_last_block_weighs_its_values_with():
+    model, picture = small(), volumes(1)
+    weight = model.attention(picture)
+    assert weight.shape == (1, 33) and torch.allclose(weight.sum(dim=1), torch.ones(1))
+    attn = model.blocks[-1].attn
+    attn.use_flash_attention, attn.save_attn = False, True  # MONAI's plain way, which keeps its weights
+    model.encode(picture)
+    assert torch.allclose(weight, attn.att_mat.mean(dim=1)[:, 0], atol=1e-6)
+
+
 def test_it_is_saved_and_read_again(tmp_path):
     model = small(pooled_before=2, local_vector="mean")
     model.save_pretrained(tmp_path)

@@ -202,6 +202,24 @@ class DualPathway(ViT3D):
             vectors = (local[:, 1:] * weight).sum(dim=1) / weight.sum(dim=1)
         return out.to(vectors.dtype).index_put((picture, region), vectors)
 
+    @torch.inference_mode()
+    def attention(self, volume: Tensor) -> Tensor:
+        """How the global class token's attention in the last block is shared out, mean over the heads (Figure 4).
+
+        Args:
+            volume: as for :meth:`both`.
+
+        Returns:
+            ``(B, 1 + tokens)``, adds up to 1; first its share of the class token itself.
+        """
+        self.check(volume)
+        x = self._embedded(volume)
+        for block in self.blocks[:-1]:
+            x = block(x)
+        layer = self.blocks[-1].attn
+        query, key, _ = layer.input_rearrange(layer.qkv(self.blocks[-1].norm1(x)))  # (B, heads, 1 + tokens, channels)
+        return (query[:, :, :1] @ key.mT * layer.scale).softmax(dim=-1).mean(dim=1)[:, 0]
+
     def check(self, volume: Tensor) -> None:
         """Raise BadInput unless this is a volume, or tokens, of the one size that the positions are made for."""
         if self.config.stem != "tokens":

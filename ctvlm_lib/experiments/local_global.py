@@ -64,6 +64,13 @@ CROPPED = (f"{PREFIX}global",)  # arms that are asked about regions as the paper
 TABLE_4 = tuple(PREFIX + name for name in ("global", "box", "unified", "global-semantic", "full"))
 
 
+def described(recipe: Recipe) -> str:
+    """A recipe in words: its losses, and what else isn't as in ``align-full``."""
+    full = ARMS[f"{PREFIX}full"]
+    other = [f.name for f in fields(Recipe) if f.name != "parts" and getattr(recipe, f.name) != getattr(full, f.name)]
+    return "; ".join([", ".join(recipe.parts), *(f"{name} {getattr(recipe, name)}" for name in other)])
+
+
 @dataclass(frozen=True, eq=False)
 class Split:
     """A split as an arm is trained or asked on it.

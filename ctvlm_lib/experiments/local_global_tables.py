@@ -181,8 +181,14 @@ def region_detections(
 def over_seeds(
     store: Store, arm: str, measure: str, split: str = "test", reading: str = READINGS[0], wording: str = WORDINGS[0]
 ) -> dict:
-    """A measure of an arm: mean over the seeds, lowest and highest end of their intervals, in %."""
+    """A measure of an arm: mean over the seeds, lowest and highest end of their intervals, in %.
+
+    Raises:
+        BadInput: no seed of the arm is stored, or it wasn't asked that way.
+    """
     seeds = store.arms().get(arm, ())
+    if not seeds:
+        raise BadInput(f"{arm} isn't stored; stored are {', '.join(store.arms()) or 'none'}; run `ctvlm arm {arm}`")
     found = [store.scores(arm, seed, split, reading, wording)[measure] for seed in seeds]
     ends = [one.interval() for one in found]
     return {

@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from ctvlm_lib.alignment.arm_tables import name_and_seed
+from ctvlm_lib.errors import atomic_path
 from ctvlm_lib.evaluate.intervals import Interval
 from ctvlm_lib.evaluate.paired import PairedDifference
 from ctvlm_lib.experiments.local_global import PREFIX
@@ -21,6 +22,7 @@ from ctvlm_lib.ledger.published import Published
 from ctvlm_lib.ledger.quantities import Aligned
 from ctvlm_lib.records.committed import as_it_stands
 
+PAPER = "medvista3d"
 NAME, TOLERANCE = "table.csv", 2e-6
 COLUMNS = ["split", "reading", "wording", "measure", "labels", "patients", "value", "low", "high"]
 ROWS = {  # beginning of a published row: (arm, how it is asked about regions)
@@ -74,6 +76,13 @@ def table_text(folder: Path) -> str:
     return measures_of(Store((folder.parent,)), name, seed).to_csv(index=False, lineterminator="\n")
 
 
+def write_table(folder: Path) -> Path:
+    """Write the table that follows from a folder's scores beside them, whole or not at all."""
+    with atomic_path(folder / NAME) as partial:
+        partial.write_bytes(table_text(folder).encode())
+    return folder / NAME
+
+
 def compare(stored: str, again: str) -> list[str]:
     """What differs between a stored table and the one that the scores give now, a sentence each."""
     left, right = (pd.read_csv(io.StringIO(text), keep_default_na=False) for text in (stored, again))
@@ -114,7 +123,7 @@ def listed_contrasts() -> tuple[Contrast, ...]:
     for one in load()["contrast"]:
         left, right = one["paper"] or (None, None)
         made.append(
-            Contrast(one["name"], "medvista3d" if one["table"] else "workbook", one["table"], one["left"], one["right"],
+            Contrast(one["name"], PAPER if one["table"] else "workbook", one["table"], one["left"], one["right"],
                      one["measure"], "", one["sign"], primary=one["primary"], paper_left=left, paper_right=right,
                      paper_unit="%" if one["paper"] else "", note=one["note"])
         )  # fmt: skip

@@ -7,7 +7,8 @@ import pandas as pd
 
 from ctvlm_lib.alignment.scoring import Predictions
 from ctvlm_lib.evaluate.paired import PairedDifference, paired_difference
-from ctvlm_lib.ledger import contrasts
+from ctvlm_lib.experiments.local_global_tables import Store
+from ctvlm_lib.ledger import contrasts, local_global
 from ctvlm_lib.ledger.contrasts import Contrast
 from ctvlm_lib.ledger.ours import Results
 from ctvlm_lib.ledger.places import BATCH
@@ -33,6 +34,10 @@ def verdicts(paper: str, results: Results | None = None) -> pd.DataFrame:
     from ctvlm_lib.experiments.vlm_contrasts import as_row, decoders, measure
 
     results = results or Results()
+    if paper == local_global.PAPER:
+        found = local_global.verdicts(Store(tuple(results.roots)))
+        found = found[found["table"] != ""].rename(columns={"measure": "metric"})
+        return found.assign(stratum="", decoders="")[list(COLUMNS)]
     wanted = [one for one in contrasts.load() if one.primary and one.paper == paper]
     arms = [results.answers(path) for path in _folders(results, wanted)]
     found = {}
