@@ -201,8 +201,7 @@ def test_contrasts_are_judged_over_all_primary_ones(trained):
     assert said["name"].tolist() == [one.name for one in listed]
     there = said[said["seeds"].notna()]
     assert set(there["left"]) == {"full"} and set(there["right"]) == {"global"} and (there["seeds"] == 1).all()
-    # three steps show nothing: undetermined, not "same sign"
-    assert set(there["verdict"]) <= {"undetermined", "same sign", "opposite"}
+    assert set(there["verdict"]) == {"1 of 3 seeds"}
     assert (said["verdict"] == "not measured yet").sum() == len(listed) - len(there)
     quick = in_ledger.verdicts(Store((trained / "results",)), "quick")
     assert set(quick.loc[quick["seeds"].notna(), "verdict"]) == {"no verdict"}

@@ -1,6 +1,8 @@
 """MedVista3D's losses: equal to a plain double loop, regions missing or not; the τ and weights as printed."""
 
 import math
+import os
+import socket
 
 import hypothesis.strategies as st
 import pytest
@@ -8,6 +10,7 @@ import torch
 from hypothesis import given, settings
 
 from ctvlm_lib.alignment.local_global import PARTS, WEIGHTS, global_loss, local_loss, total_loss
+from ctvlm_lib.alignment.semantic_bank import SemanticBank
 from ctvlm_lib.errors import BadInput
 
 TAU = 0.3
@@ -130,3 +133,43 @@ def test_the_bound_never_exceeds_what_a_batch_can_tell(n, seed):
 def test_what_does_not_fit_is_told(wrong, said):
     with pytest.raises(BadInput, match=said):
         wrong(unit(3, 2, 6), unit(3, 2, 6), torch.ones(3, 2, dtype=torch.bool))
+
+
+def worker(rank: int, port: int, folder: str) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    image, text, there = batch()
+    mine = slice(3 * rank, 3 * rank + 3)
+    image = image[mine].requires_grad_()
+    loss = local_loss(image, text[mine], there[mine], 1.0)
+    loss.backward()
+    bank = SemanticBank(6, 40)
+    owners = torch.arange(24).reshape(6, 4)[mine].flatten()
+    bank.push(text[mine].flatten(0, 1).float(), owners, there[mine].flatten())
+    gradient = image.grad / 2  # what DistributedDataParallel does
+    torch.save([loss.detach(), gradient, bank.owners], f"{folder}/{rank}.pt")
+    torch.distributed.barrier()
+    os._exit(0)  # at an ordinary end gloo's threads now and then abort the process after its work is done
+
+
+def batch():
+    there = torch.rand(6, 4, generator=torch.Generator().manual_seed(0)) < 0.8
+    return unit(6, 4, 6), unit(6, 4, 6, seed=1), there
+
+
+def test_two_processes_give_the_loss_the_gradients_and_the_bank_of_one(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(worker, (port, str(tmp_path)), nprocs=2)
+    image, text, there = batch()
+    loss = local_loss(image.requires_grad_(), text, there, 1.0)
+    loss.backward()
+    bank = SemanticBank(6, 40)
+    bank.push(text.flatten(0, 1).float(), torch.arange(24), there.flatten())
+    halves = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    for half in halves:
+        torch.testing.assert_close(half[0], loss.detach())
+        assert torch.equal(half[2], bank.owners)
+    torch.testing.assert_close(torch.cat([half[1] for half in halves]), image.grad)

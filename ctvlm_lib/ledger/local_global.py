@@ -151,7 +151,7 @@ def difference(contrast: Contrast, store: Store) -> dict[int, PairedDifference]:
 
 
 def verdicts(store: Store | None = None, profile: str = "full") -> pd.DataFrame:
-    """All contrasts, measured and judged; those whose arms aren't there yet say so.
+    """All contrasts, measured and judged; those whose arms or seeds aren't all there yet say so.
 
     Returns:
         name, table, left, right, measure, published (points), difference, low, high (points), p after Holm, seeds,
@@ -167,9 +167,12 @@ def verdicts(store: Store | None = None, profile: str = "full") -> pd.DataFrame:
         row |= {"published": None if published is None else round(published, 2), "verdict": "not measured yet"}
         if one.name in judged:
             said = judged[one.name]
+            wanted = load()["training"]["seeds"]
+            waits = one.primary and profile != "quick" and len(said.seeds) < len(wanted)
+            verdict = f"{len(said.seeds)} of {len(wanted)} seeds" if waits else said.verdict
             row |= {"difference": round(100 * said.value, 1), "low": round(100 * said.low, 1),
                     "high": round(100 * said.high, 1), "p after Holm": said.p_holm, "seeds": len(said.seeds),
-                    "detectable": round(100 * said.detectable, 1), "verdict": said.verdict}  # fmt: skip
+                    "detectable": round(100 * said.detectable, 1), "verdict": verdict}  # fmt: skip
         rows.append(row)
     columns = ["name", "table", "left", "right", "measure", "published", "difference", "low", "high", "p after Holm",
                "seeds", "detectable", "verdict"]  # fmt: skip
