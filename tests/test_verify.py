@@ -370,7 +370,8 @@ def test_what_ships_is_listed_as_it_lies_there():
     listed = sums.read(RESULTS)
     for name in sorted({path.partition("/")[0] for path in listed}):
         assert sums.differences(RESULTS / name, sums.of_folder(listed, name))[0] == [], name
-        assert sum(file.stat().st_size for file in (RESULTS / name).iterdir()) < 200_000
+        most = 300_000 if name.startswith("align-global") else 200_000  # asked about each region in two ways
+        assert sum(file.stat().st_size for file in (RESULTS / name).iterdir()) < most
     for name in (VLM, ENCODER):
         assert sums.of_folder(listed, name)
     stored = (RESULTS / VLM / stored_tables.NAME).read_text(encoding="utf-8")
