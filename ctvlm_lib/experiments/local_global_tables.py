@@ -20,6 +20,7 @@ RETRIEVAL = {"R@5": 5, "R@10": 10}
 GROUNDING = {"grounding top-10": 10, "grounding top-50": 50}
 READINGS = ("mask pooled", "cut out")  # of a region: by the local pathway, or as a volume of its own
 RESAMPLES = 2000
+TABLE = "table.csv"  # beside an arm's scores: what follows from them, see measures_of
 
 
 @dataclass
@@ -89,6 +90,24 @@ class Store:
                 self.truth(split), reading, wording,
             )  # fmt: skip
         return self._kept[key]
+
+    def interval(
+        self, arm: str, seed: int, measure: str, split="test", reading=READINGS[0], wording=WORDINGS[0]
+    ) -> tuple[float, float, float]:
+        """A measure with the ends of its interval, shares 0…1: from the stored table if there is one, else computed.
+
+        Raises:
+            BadInput: it isn't stored, or wasn't asked that way.
+        """
+        path = self._folder(arm, seed) / TABLE
+        if path.is_file():
+            if path not in self._kept:
+                self._kept[path] = pd.read_csv(path).set_index(["split", "reading", "wording", "measure"])
+            if (split, reading, wording, measure) in self._kept[path].index:
+                row = self._kept[path].loc[(split, reading, wording, measure)]
+                return float(row["value"]), float(row["low"]), float(row["high"])
+        one = self.scores(arm, seed, split, reading, wording)[measure]
+        return one.value, *one.interval()
 
     def _folders(self) -> list[Path]:
         every = [path for root in self.roots for path in sorted(Path(root).glob(f"{PREFIX}*"))]
@@ -189,11 +208,12 @@ def over_seeds(
     seeds = store.arms().get(arm, ())
     if not seeds:
         raise BadInput(f"{arm} isn't stored; stored are {', '.join(store.arms()) or 'none'}; run `ctvlm arm {arm}`")
-    found = [store.scores(arm, seed, split, reading, wording)[measure] for seed in seeds]
-    ends = [one.interval() for one in found]
+    values, lows, highs = zip(
+        *(store.interval(arm, seed, measure, split, reading, wording) for seed in seeds), strict=True
+    )
     return {
-        "arm": arm, "measure": measure, "seeds": len(seeds), "value": 100 * float(np.mean([d.value for d in found])),
-        "low": 100 * min(low for low, _ in ends), "high": 100 * max(high for _, high in ends),
+        "arm": arm, "measure": measure, "seeds": len(seeds), "value": 100 * float(np.mean(values)),
+        "low": 100 * min(lows), "high": 100 * max(highs),
     }  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from ctvlm_lib.evaluate.intervals import Interval
 from ctvlm_lib.evaluate.paired import PairedDifference
 from ctvlm_lib.experiments.local_global import PREFIX
 from ctvlm_lib.experiments.local_global_protocol import FILES, load
-from ctvlm_lib.experiments.local_global_tables import READINGS, Store, measures_of
+from ctvlm_lib.experiments.local_global_tables import READINGS, TABLE, Store, measures_of
 from ctvlm_lib.ledger import contrasts
 from ctvlm_lib.ledger.contrasts import Contrast
 from ctvlm_lib.ledger.published import Published
@@ -23,7 +23,7 @@ from ctvlm_lib.ledger.quantities import Aligned
 from ctvlm_lib.records.committed import as_it_stands
 
 PAPER = "medvista3d"
-NAME, TOLERANCE = "table.csv", 2e-6
+NAME, TOLERANCE = TABLE, 2e-6
 COLUMNS = ["split", "reading", "wording", "measure", "labels", "patients", "value", "low", "high"]
 ROWS = {  # beginning of a published row: (arm, how it is asked about regions)
     "CLIP": ("global", READINGS[1]),
