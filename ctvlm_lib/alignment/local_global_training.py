@@ -6,7 +6,7 @@ projected, detached vectors; global texts are pushed before local ones, each aft
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -236,8 +236,3 @@ def fit(
 def recipe_record(recipe: Recipe) -> dict:
     """A recipe as JSON can hold it."""
     return asdict(recipe)
-
-
-def seeded(recipe: Recipe, seed: int) -> Recipe:
-    """The same recipe with another seed."""
-    return replace(recipe, training=replace(recipe.training, seed=seed))

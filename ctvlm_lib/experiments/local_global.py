@@ -240,11 +240,11 @@ def _report_places(volumes: torch.Tensor, reports: torch.Tensor, texts) -> np.nd
 def _sentence_places(regions: torch.Tensor, sentences: torch.Tensor, cohort: Grounded, there: np.ndarray) -> np.ndarray:
     """Place of each region's own sentence among all different ones of the split."""
     flat = [text for row in cohort.sentences for text in row]
-    number = {text: k for k, text in enumerate(dict.fromkeys(flat)) if text != NOTHING}
+    number = {text: k for k, text in enumerate(dict.fromkeys(text for text in flat if text != NOTHING))}
     first = {text: k for k, text in reversed(list(enumerate(flat)))}
     gallery = sentences.flatten(0, 1)[[first[text] for text in number]]
     alike = (regions.flatten(0, 1) @ gallery.mT).numpy()
-    own = np.array([list(number).index(text) if text in number else 0 for text in flat])
+    own = np.array([number.get(text, 0) for text in flat])  # of what isn't there, any: it is left out below
     right = alike[np.arange(len(own)), own][:, None]
     place = (alike > right).sum(axis=1) + ((alike == right).sum(axis=1) - 1) / 2
     return np.where(there.ravel(), place, np.nan).reshape(there.shape)

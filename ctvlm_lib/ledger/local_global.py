@@ -176,4 +176,4 @@ def verdicts(store: Store | None = None, profile: str = "full") -> pd.DataFrame:
         rows.append(row)
     columns = ["name", "table", "left", "right", "measure", "published", "difference", "low", "high", "p after Holm",
                "seeds", "detectable", "verdict"]  # fmt: skip
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=columns).astype({"seeds": "Int64"})
