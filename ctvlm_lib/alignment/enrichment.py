@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from ctvlm_lib.alignment.objectives import article
 from ctvlm_lib.alignment.scans import kinds_of
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.evaluate.abnormalities import affirmed_findings, denies
@@ -30,11 +31,6 @@ FINDING, DENIAL, PLACE, NUMBER, EMPTY, REPEATED = (
 REASONS = (FINDING, DENIAL, PLACE, NUMBER, EMPTY, REPEATED)
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _LONGEST = 40  # words, beyond which a rewrite may not be more than twice its original
-
-
-def article(kind: str) -> str:
-    """A kind of finding with its article."""
-    return kind if kind == "emphysema" else f"a {kind}"
 
 
 def present(kind: str, region: str = "") -> str:

@@ -69,8 +69,8 @@ class Grounded:
     @property
     def region_labels(self) -> np.ndarray:
         """bool ``(n, 50)``, in the order of ``LOCAL_LABELS``; False where the region isn't in the field."""
-        kinds = [[kinds_of(region).index(kind) for _, kind in _of(region)] for region in REGIONS]
-        return np.concatenate([self.scans.found[:, [r]] == np.array(kinds[r]) for r in range(len(REGIONS))], axis=1)
+        possible = [np.arange(1, len(kinds_of(region))) for region in REGIONS]
+        return np.concatenate([self.scans.found[:, [r]] == kinds for r, kinds in enumerate(possible)], axis=1)
 
     def share(self, grid: tuple[int, int, int]) -> torch.Tensor:
         """float32 ``(n, 10, tokens)``: of each token's voxels those in each region."""
@@ -175,10 +175,6 @@ def stem_tokens(stem: torch.nn.Module, images: Callable[[np.ndarray], np.ndarray
         some = images(np.arange(start, min(start + batch, count)))
         parts.append(stem.encode(torch.from_numpy(some).to(device))[0][-2].half().cpu())
     return torch.cat(parts)
-
-
-def _of(region: str) -> list[tuple[str, str]]:
-    return [label for label in LOCAL_LABELS if label[0] == region]
 
 
 def _in_rows(tower: TextTower, rows: Iterable[Iterable[str]]) -> torch.Tensor:

@@ -6,7 +6,7 @@ projected, detached vectors; global texts are pushed before local ones, each aft
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -22,7 +22,6 @@ from ctvlm_lib.records.phantom import REGIONS
 from ctvlm_lib.training import Curve, Step, Training, train
 
 POOLING = ("mask", "box")
-STEM = "A"  # the frozen encoder whose tokens the arms on the cohort read
 
 
 @dataclass(frozen=True)
@@ -214,8 +213,8 @@ def fit(
         folder, on_step, progress: see :func:`ctvlm_lib.training.train`.
 
     Returns:
-        The model, its curve, and what was measured on the way: the share of the bank's answers that were the patient's
-        own older text, NaN without a bank.
+        The model, its curve, and with a bank ``own_text_share``: of its answers, in the steps of this call, those that
+        were the patient's own older text.
 
     Raises:
         BadInput: settings that don't go together.
@@ -229,10 +228,5 @@ def fit(
     masks = tokens_of(cohort, model.encoder, recipe)[: len(pictures)]
     objective = Objective(recipe, pictures, masks, torch.from_numpy(cohort.there[: len(pictures)]), texts)
     curve = train(model, objective, recipe.training, folder=folder, on_step=on_step, progress=progress)
-    own, asked = (sum(column) for column in zip(*objective.looked_up, strict=True)) if objective.looked_up else (0, 0)
-    return model, curve, {"own_text_share": own / asked if asked else float("nan")}
-
-
-def recipe_record(recipe: Recipe) -> dict:
-    """A recipe as JSON can hold it."""
-    return asdict(recipe)
+    own, asked = (sum(counts) for counts in zip((0, 0), *objective.looked_up, strict=True))
+    return model, curve, {"own_text_share": own / asked} if asked else {}

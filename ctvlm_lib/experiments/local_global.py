@@ -16,7 +16,7 @@ What is stored of a split are scores and places, which every number of the table
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from ctvlm_lib.alignment import checkpoints as aligned
 from ctvlm_lib.alignment.arm_tables import RESULTS, of_seed
 from ctvlm_lib.alignment.grounded import LOCAL_LABELS, NOTHING, Grounded, Prompts, Texts, cropped, stem_tokens
 from ctvlm_lib.alignment.local_global import PARTS
-from ctvlm_lib.alignment.local_global_training import STEM, LocalGlobal, Recipe, build, fit, recipe_record, tokens_of
+from ctvlm_lib.alignment.local_global_training import LocalGlobal, Recipe, build, fit, tokens_of
 from ctvlm_lib.alignment.scans import as_input
 from ctvlm_lib.alignment.text import TextTower
 from ctvlm_lib.errors import BadInput, atomic_path
@@ -92,7 +92,7 @@ class World:
 
     Attributes:
         profile: says how many patients.
-        patients: split → the first so many; () takes all.
+        patients: split → the first so many; what isn't named, and None, takes all.
     """
 
     profile: str = "full"
@@ -106,7 +106,7 @@ class World:
     @cached_property
     def stem(self) -> torch.nn.Module:
         """The frozen encoder whose tokens are the patches."""
-        return aligned.load(STEM)[0].encoder
+        return aligned.load(load()["training"]["stem"])[0].encoder
 
     @cached_property
     def prompts(self) -> Prompts:
@@ -291,7 +291,7 @@ def run(
     )
     label = label or of_seed(name, seed)
     record |= {"profile": world.profile, "seed": seed} | checkpoints.circumstances({"training": curve}) | measured
-    record["recipe"] = recipe_record(recipe)
+    record["recipe"] = asdict(recipe)
     save(Path(checkpoint_folder) / label, model, record)
     model, _ = read(Path(checkpoint_folder) / label)  # what is asked is what is stored, float16's rounding included
     said, stem = {}, world.stem if name in CROPPED else None

@@ -99,13 +99,13 @@ class Store:
         Raises:
             BadInput: it isn't stored, or wasn't asked that way.
         """
-        path = self._folder(arm, seed) / TABLE
-        if path.is_file():
-            if path not in self._kept:
-                self._kept[path] = pd.read_csv(path).set_index(["split", "reading", "wording", "measure"])
-            if (split, reading, wording, measure) in self._kept[path].index:
-                row = self._kept[path].loc[(split, reading, wording, measure)]
-                return float(row["value"]), float(row["low"]), float(row["high"])
+        folder, key = self._folder(arm, seed), (split, reading, wording, measure)
+        if (folder / TABLE).is_file():
+            if folder / TABLE not in self._kept:
+                self._kept[folder / TABLE] = read_table(folder)
+            rows = self._kept[folder / TABLE]
+            if key in rows.index:
+                return tuple(float(rows.loc[key, name]) for name in ("value", "low", "high"))
         one = self.scores(arm, seed, split, reading, wording)[measure]
         return one.value, *one.interval()
 
@@ -161,6 +161,11 @@ def measures_of(store: Store, arm: str, seed: int) -> pd.DataFrame:
                 told["labels"] = one.labels or ""
                 rows.append(told | {"patients": len(one.each), "value": one.value, "low": low, "high": high})
     return pd.DataFrame(rows).round({"value": 6, "low": 6, "high": 6})
+
+
+def read_table(folder: Path) -> pd.DataFrame:
+    """An arm's stored table, by split, reading, wording and measure."""
+    return pd.read_csv(folder / TABLE).set_index(["split", "reading", "wording", "measure"]).sort_index()
 
 
 def volume_detections(said: Said, truth: Mapping[str, np.ndarray], wording=WORDINGS[0]) -> dict[str, Detection]:

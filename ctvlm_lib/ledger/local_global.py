@@ -25,7 +25,7 @@ from ctvlm_lib.records.committed import as_it_stands
 PAPER = "medvista3d"
 NAME, TOLERANCE = TABLE, 2e-6
 COLUMNS = ["split", "reading", "wording", "measure", "labels", "patients", "value", "low", "high"]
-ROWS = {  # beginning of a published row: (arm, how it is asked about regions)
+ROWS = {  # a published row: (arm, how it is asked about regions)
     "CLIP": ("global", READINGS[1]),
     "fVLM (reimplemented)": ("local", READINGS[0]),
     "MedVista3D-ViT": ("full", READINGS[0]),
@@ -43,7 +43,7 @@ _MEASURES = {"AUC": "AUROC", "F1 (weighted)": "F1 of both classes", "accuracy": 
 
 def quantity(cell: Published) -> Aligned | None:
     """The measure of ours that stands beside a published number of tables 1, 2, 4 and 5; None if none does."""
-    found = next((value for row, value in ROWS.items() if cell.row.removesuffix(" (cumulative)") == row), None)
+    found = ROWS.get(cell.row.removesuffix(" (cumulative)"))
     if found is None or cell.table not in ("T1", "T2", "T4", "T5"):
         return None
     arm, reading = found
@@ -57,15 +57,17 @@ def quantity(cell: Published) -> Aligned | None:
     return Aligned(f"{PREFIX}{arm}", f"{scope} {_MEASURES[cell.column]}", split, reading)
 
 
-def interval(path: Path, wanted: Aligned) -> Interval | None:
-    """A measure of an arm's folder, in the published unit; None if it wasn't asked for it."""
-    rows = pd.read_csv(path / NAME)
-    same = pd.Series(True, index=rows.index)
-    for name in ("split", "reading", "wording", "measure"):
-        same &= rows[name] == getattr(wanted, name)
-    if not same.any():
+def interval(rows: pd.DataFrame, wanted: Aligned) -> Interval | None:
+    """A measure of an arm's stored table, in the published unit; None if the arm wasn't asked for it.
+
+    Args:
+        rows: of :func:`ctvlm_lib.experiments.local_global_tables.read_table`.
+        wanted: which.
+    """
+    key = (wanted.split, wanted.reading, wanted.wording, wanted.measure)
+    if key not in rows.index:
         return None
-    row, scale = rows[same].iloc[0], 100.0 if wanted.percent else 1.0
+    row, scale = rows.loc[key], 100.0 if wanted.percent else 1.0
     patients = int(row["patients"])
     return Interval(*(scale * float(row[name]) for name in ("value", "low", "high")), n=patients, patients=patients)
 
@@ -131,7 +133,7 @@ def listed_contrasts() -> tuple[Contrast, ...]:
 
 
 def difference(contrast: Contrast, store: Store) -> dict[int, PairedDifference]:
-    """A contrast for each seed that both of its arms have: left minus right, in shares."""
+    """A contrast for each seed that both of its arms have: left minus right, in shares; p is of the draws."""
     arms = store.arms()
     both = [f"{PREFIX}{side}" for side in (contrast.left, contrast.right)]
     split = "external" if contrast.metric.startswith("external ") else "test"

@@ -19,6 +19,7 @@ from ctvlm_lib.evaluate.choice import score_closed
 from ctvlm_lib.evaluate.intervals import Interval, bootstrap_of_sums, mean_of_sums
 from ctvlm_lib.evaluate.text_registry import ROBERTA
 from ctvlm_lib.experiments import asked, real_arms, vlm_tables
+from ctvlm_lib.experiments.local_global_tables import read_table
 from ctvlm_lib.experiments.vlm_tables import ArmAnswers
 from ctvlm_lib.ledger import decoder_sizes, local_global, stored_scores
 from ctvlm_lib.ledger.quantities import Aligned, Quantity, RealScore, Recall, Score, Size
@@ -177,7 +178,9 @@ class Results:
         return score(self._read[path], quantity)
 
     def _aligned(self, quantity: Aligned, path: Path) -> Interval | None:
-        return local_global.interval(path, quantity)
+        if path not in self._read:
+            self._read[path] = read_table(path)
+        return local_global.interval(self._read[path], quantity)
 
     def _recall(self, quantity: Recall, path: Path) -> Interval | None:
         rows = pd.read_csv(path / TABLE)

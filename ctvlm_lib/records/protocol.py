@@ -143,20 +143,34 @@ def load(path: str | Path = PATH) -> Protocol:
         BadInput: the file isn't there, isn't TOML, or lacks a section or a split.
     """
     path = Path(path)
+    content = content_of(path, (*_SECTIONS, *(f"split.{name}" for name in SPLITS)))
+    made = [entry["seed"] for entry in content["split"].values()]
+    if len(set(made)) < len(made):
+        raise BadInput(f"{path.name}: two splits have the same seed, so the same patients; give each its own")
+    return Protocol(content)
+
+
+def content_of(path: Path, sections: Iterable[str]) -> dict:
+    """Read a protocol's file and check that its sections are there.
+
+    Args:
+        path: of the file.
+        sections: "name", or "name.part" for a part of one.
+
+    Raises:
+        BadInput: the file isn't there, isn't TOML, or lacks one of them.
+    """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BadInput(f"there is no protocol {path.name} ({error.strerror}); nothing is scored without one") from None
     except tomllib.TOMLDecodeError as error:
         raise BadInput(f"{path.name} isn't TOML: {error}") from None
-    missing = [name for name in _SECTIONS if name not in content]
-    missing += [f"split.{name}" for name in SPLITS if name not in content.get("split", {})]
+    pairs = [(name, *name.partition(".")[::2]) for name in sections]
+    missing = [name for name, first, part in pairs if first not in content or (part and part not in content[first])]
     if missing:
         raise BadInput(f"{path.name} lacks {', '.join(missing)}; a protocol fixes all of it before anything is scored")
-    made = [entry["seed"] for entry in content["split"].values()]
-    if len(set(made)) < len(made):
-        raise BadInput(f"{path.name}: two splits have the same seed, so the same patients; give each its own")
-    return Protocol(content)
+    return content
 
 
 def _sizes_of(profile: str) -> str:
