@@ -42,6 +42,7 @@ class Training:
         accumulate: parts that a step's batch is computed in, one after the other.
         checkpoint_every: steps between checkpoints, where a folder is given.
         seed: of everything random.
+        rates: (start of a parameter's name, factor) pairs: such parameters learn at the rate times the factor.
     """
 
     steps: int
@@ -54,6 +55,7 @@ class Training:
     accumulate: int = 1
     checkpoint_every: int = 200
     seed: int = 0
+    rates: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("steps", "accumulate", "checkpoint_every"):
@@ -64,6 +66,8 @@ class Training:
                 f"lr must be positive, warmup_share 0…1, clip and weight_decay not negative; got lr {self.lr:g},"
                 f" warmup_share {self.warmup_share:g}, clip {self.clip:g}, weight_decay {self.weight_decay:g}"
             )
+        if any(not factor > 0 for _, factor in self.rates):
+            raise BadInput(f"a factor of a rate must be positive, got {self.rates}; what shall not learn is frozen")
         if self.precision not in ("no", "bf16"):
             raise BadInput(f"precision must be 'no' or 'bf16', got {self.precision!r}")
 
@@ -202,7 +206,7 @@ class _Loss(torch.nn.Module):
 def _one_step(accelerator: Accelerator, wrapped, optimizer, settings: Training, number: int) -> dict[str, float]:
     """Gradients of all parts, one update; the row of the curve holds means over parts and processes."""
     for group in optimizer.param_groups:
-        group["lr"] = settings.lr_at(number)
+        group["lr"] = settings.lr_at(number) * group["factor"]
     total: dict[str, torch.Tensor] = {}
     for part in range(settings.accumulate):
         step = Step(number, settings.seed, accelerator.process_index, accelerator.num_processes, part,
@@ -248,13 +252,20 @@ def _agreed(accelerator: Accelerator, wish: bool) -> bool:
 
 
 def _groups(model: torch.nn.Module, settings: Training) -> list[dict]:
-    """Two groups of trainable parameters: weights, which decay, and vectors, which don't."""
-    trainable = [p for p in model.parameters() if p.requires_grad]
+    """Groups of trainable parameters: weights, which decay, and vectors, which don't, for each factor of the rate."""
+    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if not trainable:
         raise BadInput("nothing in the model is trainable; set requires_grad on what shall be trained")
-    weights, vectors = [p for p in trainable if p.ndim > 1], [p for p in trainable if p.ndim <= 1]
-    groups = [(weights, settings.weight_decay), (vectors, 0.0)]
-    return [{"params": params, "weight_decay": decay} for params, decay in groups if params]
+    if lost := [start for start, _ in settings.rates if not any(name.startswith(start) for name, _ in trainable)]:
+        raise BadInput(f"no trainable parameter's name begins with {lost[0]!r}, which has a rate of its own")
+    groups: dict[tuple[float, bool], list[torch.nn.Parameter]] = {}
+    for name, p in trainable:
+        factor = next((factor for start, factor in settings.rates if name.startswith(start)), 1.0)
+        groups.setdefault((factor, p.ndim > 1), []).append(p)
+    return [
+        {"params": params, "weight_decay": settings.weight_decay if decays else 0.0, "factor": factor}
+        for (factor, decays), params in sorted(groups.items(), key=lambda item: (-item[0][0], not item[0][1]))
+    ]
 
 
 class _Progress:

@@ -87,7 +87,7 @@ def batch_of(scans: Scans, index: np.ndarray, shifts: np.ndarray | None = None) 
     shifts = np.zeros((len(index), 3), int) if shifts is None else shifts
     parts = []
     for array, fill in ((scans.hu, int(KNOTS_HU[0])), (scans.region, 0), (scans.kind, 0)):
-        parts.append(np.stack([_shifted(array[i], by, fill) for i, by in zip(index, shifts, strict=True)]))
+        parts.append(np.stack([shifted(array[i], by, fill) for i, by in zip(index, shifts, strict=True)]))
     return Batch(np.asarray(index), as_input(parts[0])[:, None], parts[1], parts[2])
 
 
@@ -121,7 +121,8 @@ def _row(patient: Patient) -> tuple:
     return patient.name, patient.hu, region, kind, np.array(found, np.int8), report(patient).text, facts
 
 
-def _shifted(volume: np.ndarray, by: np.ndarray, fill: int) -> np.ndarray:
+def shifted(volume: np.ndarray, by: np.ndarray, fill: int) -> np.ndarray:
+    """Move a volume ``(D, H, W)`` by whole voxels; what comes in from outside is ``fill``."""
     if not np.any(by):
         return volume
     out = np.full_like(volume, fill)

@@ -1,0 +1,387 @@
+"""U-VLM's arms: three stages that hand on one encoder, trained on the cohort, asked, and stored.
+
+    seg-C, seg-CL, seg-FL      stage 1, at three granularities, on the first patients of the training split
+    cls-none, cls-C, …         stage 2, from random weights or from a stage 1; the encoder at a tenth of the rate
+    cls-none-full-rate         ours: the encoder with random weights at the whole rate
+    rep-none, rep-cls, rep-CL, rep-FL       stage 3 on what is named, the encoder frozen
+    rep-C-cls, rep-CL-cls, rep-FL-cls       stage 3 on stage 2 on stage 1
+    …-skip                     and every layer of the decoder reads a stage of the encoder (equation 5)
+    …-tokens                   eight times as many image tokens: those of the last stage but one
+    …-tuned                    the encoder learns, too, at a tenth of the rate
+    …-lora                     a decoder pretrained on the training split's text, with LoRA, instead of one from scratch
+
+An arm begins with the encoder of another of the same seed, which is trained first if it isn't there.
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from ctvlm_lib import checkpoints
+from ctvlm_lib.alignment import classification
+from ctvlm_lib.alignment.arm_tables import RESULTS, of_seed
+from ctvlm_lib.alignment.checkpoints import check_tensors
+from ctvlm_lib.alignment.classification import QueryClassifier
+from ctvlm_lib.alignment.scans import Scans
+from ctvlm_lib.encoder.unet import UNet, UNetEncoder, unet, unet_encoder
+from ctvlm_lib.errors import BadInput, atomic_path
+from ctvlm_lib.experiments import table_file
+from ctvlm_lib.experiments.uvlm_protocol import FILES, load
+from ctvlm_lib.records import protocol
+from ctvlm_lib.records.committed import check_committed
+from ctvlm_lib.records.phantom import Patient
+from ctvlm_lib.records.report import LABELS, abnormality_labels
+from ctvlm_lib.segment import unet_training
+from ctvlm_lib.segment.class_maps import ClassMap, phantom_target
+from ctvlm_lib.segment.unet_training import Segmented
+from ctvlm_lib.training import Training
+from ctvlm_lib.vlm import report_writer
+from ctvlm_lib.vlm.report_writer import ReportWriter
+
+PREFIX, VARIANT = "uvlm-", "phantom"
+SEG, CLS, REP = STAGES = ("segmentation", "classification", "report")
+SPLITS = ("validation", "test")
+GRANULARITY = {"C": "C", "CL": "C+L", "FL": "F+L"}  # in a name → in the paper
+ORGANS = ("liver", "kidney", "spleen")  # whose lesions are looked for in masks, as in table 3
+TRUTH = f"{PREFIX}truth"
+SHOWN = ("Dice of anatomy", "Dice of lesions", "labels F1", "lesions F1", "BLEU-mean")  # of an arm, first of all
+LACKS = 10**9  # in a file: no number
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What an arm trains.
+
+    Attributes:
+        stage: one of STAGES.
+        start: the arm whose encoder it begins with; "" for random weights.
+        granularity: of stage 1.
+        encoder_rate: the encoder's share of the learning rate in stages 2 and 3; 0 freezes it.
+        injected: every layer of the decoder reads a stage; else its input alone reads one.
+        reference: the stage whose places are the image's tokens, −1 the last.
+        lora: a decoder of the ladder with adapters, its size; "" for one from scratch.
+    """
+
+    stage: str
+    start: str = ""
+    granularity: str = ""
+    encoder_rate: float = 0.0
+    injected: bool = False
+    reference: int = -1
+    lora: str = ""
+
+
+def _arms() -> dict[str, Arm]:
+    made = {f"seg-{name}": Arm(SEG, granularity=paper) for name, paper in GRANULARITY.items()}
+    rate = load()["classification"]["encoder_rate"]
+    made |= {"cls-none": Arm(CLS, encoder_rate=rate), "cls-none-full-rate": Arm(CLS, encoder_rate=1.0)}
+    made |= {f"cls-{name}": Arm(CLS, f"seg-{name}", encoder_rate=rate) for name in GRANULARITY}
+    made |= {"rep-none": Arm(REP), "rep-cls": Arm(REP, "cls-none")}
+    made |= {f"rep-{name}": Arm(REP, f"seg-{name}") for name in ("CL", "FL")}
+    made |= {f"rep-{name}-cls": Arm(REP, f"cls-{name}") for name in GRANULARITY}
+    for name in ("CL", "FL"):
+        whole = made[f"rep-{name}-cls"]
+        changes = {"skip": {"injected": True}, "tokens": {"reference": -2}, "tuned": {"encoder_rate": rate},
+                   "lora": {"lora": load()["report"]["pretrained"]}}  # fmt: skip
+        made |= {f"rep-{name}-cls-{word}": replace(whole, **change) for word, change in changes.items()}
+    return {PREFIX + name: replace(arm, start=PREFIX + arm.start if arm.start else "") for name, arm in made.items()}
+
+
+ARMS = _arms()
+
+
+def described(arm: Arm) -> str:
+    """An arm in words: its stage, and what isn't the plain way."""
+    told = {
+        "granularity": f"granularity {arm.granularity}",
+        "start": f"on {arm.start.removeprefix(PREFIX)}",
+        "encoder_rate": f"encoder at {arm.encoder_rate:g} of the rate",
+        "injected": "a stage in every layer",
+        "reference": f"tokens of stage {arm.reference}",
+        "lora": f"{arm.lora} decoder with LoRA",
+    }
+    plain = Arm(arm.stage)
+    return "; ".join([arm.stage, *(text for name, text in told.items() if getattr(arm, name) != getattr(plain, name))])
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """A split as an arm is trained or asked on it.
+
+    Attributes:
+        patients: with their masks.
+        scans: volumes and reports.
+        labels: bool ``(n, 18)``, in the order of ``LABELS``.
+    """
+
+    patients: Sequence[Patient]
+    scans: Scans
+    labels: np.ndarray
+
+    def segmented(self, granularity: str, n: int = 0) -> Segmented:
+        """Targets of the first ``n`` patients; 0 takes all."""
+        some = self.patients[: n or None]
+        target = np.stack([phantom_target(patient, granularity) for patient in some])
+        names = ClassMap.of("phantom", granularity).names
+        return Segmented(self.scans.names[: len(some)], self.scans.hu[: len(some)], target, names)
+
+
+@dataclass(frozen=True, eq=False)
+class World:
+    """What all arms of a profile share, each part made when it is first asked for.
+
+    Attributes:
+        profile: says how many patients.
+        patients: split → the first so many; what isn't named, and None, takes all.
+    """
+
+    profile: str = "full"
+    patients: Mapping[str, int] | None = None
+
+    @cached_property
+    def _splits(self) -> dict[str, Split]:
+        return {}
+
+    def split(self, name: str) -> Split:
+        """A split; it is kept."""
+        if name not in self._splits:
+            n = (self.patients or {}).get(name)
+            those = list(protocol.load().patients(name, self.profile, **({"n": n} if n else {})))
+            labels = np.array([[abnormality_labels(patient)[label] for label in LABELS] for patient in those])
+            self._splits[name] = Split(those, Scans.of(those), labels)
+        return self._splits[name]
+
+
+def run(
+    name: str,
+    seed: int = 0,
+    world: World | None = None,
+    *,
+    splits: Sequence[str] = SPLITS,
+    changes: Mapping | None = None,
+    folder: str | Path | None = None,
+    checkpoint_folder: str | Path = checkpoints.FOLDER,
+    results: str | Path = RESULTS,
+    label: str = "",
+    on_step: Callable[[dict], None] | None = None,
+    progress: bool = True,
+) -> dict[str, dict]:
+    """Train an arm, and before it those that it begins with; store what was trained; ask it; store what it said.
+
+    Args:
+        name: one of ARMS.
+        seed: of everything random; any but 0 is added to the names of the folders.
+        world: the cohort; None takes profile full.
+        splits: that are asked; "test" needs a committed protocol. Reports are written for "test" only.
+        changes: of the stage's section of the protocol, e.g. ``{"steps": 20}``.
+        folder: gets checkpoints on the way, in ``<arm>/``.
+        checkpoint_folder, results: each gets a folder for the arm.
+        label: name of the two folders, instead of that of arm and seed.
+        on_step, progress: see :func:`ctvlm_lib.training.train`.
+
+    Returns:
+        Split → what was said of it, see :func:`ask`.
+
+    Raises:
+        BadInput: no such arm or setting, or a protocol that isn't committed.
+    """
+    arm, world, record = arm_of(name), world or World(), {}
+    if set(splits) - {"validation"}:
+        under = check_committed(FILES)
+        record["uvlm_protocol"] = {"version": load()["version"], "sha256": under.sha256}
+    label, places = label or of_seed(name, seed), {"checkpoint_folder": checkpoint_folder, "results": results}
+    if arm.start and of_seed(arm.start, seed) not in checkpoints.names(checkpoint_folder):
+        run(arm.start, seed, world, splits=splits, folder=folder, progress=progress, **places)
+    begun = time.monotonic()
+    settings = settings_of(arm, seed, changes)
+    model = build(arm, seed, checkpoint_folder)
+    way = Path(folder) / label if folder else None
+    curve = _fit(model, arm, world.split("train"), settings, folder=way, on_step=on_step, progress=progress)
+    record |= {"profile": world.profile, "seed": seed} | checkpoints.circumstances({arm.stage: curve})
+    record |= {"arm": asdict(arm), "settings": settings}
+    save(Path(checkpoint_folder) / label, model, arm, record)
+    model = read(label, checkpoint_folder)  # what is asked is what is stored, float16's rounding included
+    said = {split: ask(model, world.split(split), arm) for split in splits if split == "test" or arm.stage != REP}
+    record["minutes"] = round((time.monotonic() - begun) / 60, 2)
+    _store(said, record, Path(results) / label)
+    return said
+
+
+def arm_of(name: str) -> Arm:
+    """An arm by its name.
+
+    Raises:
+        BadInput: no such arm.
+    """
+    if name not in ARMS:
+        raise BadInput(f"no arm is called {name!r}; choose one of {', '.join(ARMS)}")
+    return ARMS[name]
+
+
+def settings_of(arm: Arm, seed: int = 0, changes: Mapping | None = None) -> dict:
+    """The stage's settings by the protocol, with a seed and changes.
+
+    Raises:
+        BadInput: no such setting.
+    """
+    fixed = load()[arm.stage]
+    if unknown := sorted(set(changes or {}) - set(fixed)):
+        raise BadInput(f"{arm.stage} has no setting {unknown[0]!r}; it has {', '.join(fixed)}")
+    return fixed | dict(changes or {}) | {"seed": seed}
+
+
+def build(arm: Arm, seed: int = 0, folder: str | Path = checkpoints.FOLDER) -> nn.Module:
+    """An arm's model before its first step: a U-Net, a classifier or a writer around the encoder that it begins with.
+
+    Raises:
+        BadInput: the arm that it begins with isn't there.
+    """
+    if arm.stage == SEG:
+        return unet(ClassMap.of("phantom", arm.granularity).names, VARIANT, seed=seed)
+    encoder = unet_encoder(VARIANT, seed=seed)
+    if arm.start:
+        label = of_seed(arm.start, seed)
+        tensors, _ = checkpoints.load(label, folder)
+        part = "encoder."
+        tensors = {name.removeprefix(part): one for name, one in tensors.items() if name.startswith(part)}
+        check_tensors(tensors, encoder.state_dict(), label)
+        encoder.load_state_dict(tensors)
+    return _around(encoder, arm, seed)
+
+
+def _around(encoder: UNetEncoder, arm: Arm, seed: int) -> nn.Module:
+    if arm.stage == CLS:
+        return QueryClassifier(encoder, LABELS, seed=seed)
+    how = {"reference": arm.reference, "mapping": "spread" if arm.injected else "input only",
+           "at_input": not arm.injected}  # fmt: skip
+    fixed = load()["report"]
+    if arm.lora:
+        return report_writer.with_pretrained(
+            encoder, arm.lora, how, fixed["attention"], fixed["lora_rank"], fixed["lora_alpha"], seed
+        )
+    return report_writer.from_scratch(encoder, fixed["decoder"], how, fixed["attention"], seed)
+
+
+def _fit(model: nn.Module, arm: Arm, known: Split, settings: Mapping, **how):
+    training = Training(
+        settings["steps"], settings["lr"], weight_decay=settings["weight_decay"], seed=settings["seed"],
+        checkpoint_every=settings["checkpoint_every"],
+    )  # fmt: skip
+    if arm.stage == SEG:
+        some = known.segmented(arm.granularity, settings["patients"])
+        return unet_training.fit(model, some, training, settings["batch"], tuple(settings["patch"]), **how)
+    module, truth = (classification, (known.labels,)) if arm.stage == CLS else (report_writer, ())
+    return module.fit(model, known.scans, *truth, training, settings["batch"], arm.encoder_rate, **how)
+
+
+def save(folder: Path, model: nn.Module, arm: Arm, record: dict) -> Path:
+    """Write a trained model; of a pretrained decoder what learnt alone."""
+    tensors = model.state_dict()
+    if arm.lora:
+        learnt = {name for name, one in model.named_parameters() if one.requires_grad}
+        tensors = {name: one for name, one in tensors.items() if name in learnt or name.startswith("encoder.")}
+    return checkpoints.save(folder.name, tensors, record, folder.parent)
+
+
+def read(name: str, folder: str | Path = checkpoints.FOLDER) -> UNet | QueryClassifier | ReportWriter:
+    """A trained model, frozen and in evaluation mode.
+
+    Args:
+        name: of an arm and seed, such as "uvlm-cls-CL-seed1".
+        folder: of checkpoints.
+
+    Raises:
+        BadInput: no such checkpoint, or one of another kind.
+    """
+    tensors, record = checkpoints.load(name, folder)
+    if "arm" not in record or "settings" not in record:
+        raise BadInput(f"the checkpoint {name} isn't of an arm of U-VLM; give one of `ctvlm arm {PREFIX}…`")
+    arm = Arm(**record["arm"])
+    model = build(replace(arm, start=""), record["seed"], folder)
+    known = model.state_dict()
+    check_tensors(tensors, {key: known[key] for key in tensors if key in known} if arm.lora else known, name)
+    model.load_state_dict(tensors, strict=not arm.lora)
+    return model.eval().requires_grad_(False)
+
+
+def ask(model: nn.Module, split: Split, arm: Arm) -> dict[str, np.ndarray]:
+    """What a trained model says of a split.
+
+    Returns:
+        stage 1: ``dice`` float ``(n, classes − 1)``, NaN where a class isn't there, and, if it knows lesions,
+        ``lesion`` int ``(n, 3)``: voxels of lesions that it found in each of ORGANS. Stage 2: ``logits`` ``(n, 18)``.
+        Stage 3: ``report``, n texts.
+    """
+    if arm.stage == CLS:
+        return {"logits": np.round(classification.logits_of(model, split.scans), 3)}
+    if arm.stage == REP:
+        return {"report": np.array(report_writer.reports_of(model, split.scans))}
+    known, classes = split.segmented(arm.granularity), ClassMap.of("phantom", arm.granularity)
+    found = unet_training.segment(model, known.hu)
+    said = {"dice": np.round(unet_training.dice_of(found, known), 3)}
+    if classes.lesions:
+        said["lesion"] = np.stack([unet_training.lesion_voxels(one, classes, ORGANS) for one in found])
+    return said
+
+
+def _store(said: Mapping[str, Mapping[str, np.ndarray]], record: dict, home: Path) -> None:
+    with atomic_path(home) as partial:
+        partial.mkdir()
+        for split, one in said.items():
+            write_said(one, partial / f"{split}.npz")
+        content = json.dumps(record, indent=1, ensure_ascii=False)
+        (partial / "record.json").write_text(content + "\n", encoding="utf-8")
+
+
+def write_said(said: Mapping[str, np.ndarray], path: Path) -> Path:
+    """Write what a model said: numbers with a part as thousandths, whole numbers and texts as they are."""
+    arrays: dict[str, np.ndarray] = {}
+    for name, value in said.items():
+        if value.dtype.kind == "f":
+            whole = np.rint(1000 * value)
+            arrays[f"{name} × 1000"] = np.where(np.isfinite(whole), np.clip(whole, 1 - LACKS, LACKS), -LACKS).astype(
+                int
+            )
+        elif value.dtype.kind in "iu":
+            arrays[name] = value.astype(np.int32)
+        else:
+            arrays[f"{name} in words"] = table_file.packed(map(str, value))
+    small = {name: one.astype(np.int32) if one.dtype == int else one for name, one in arrays.items()}
+    return table_file.write(path, small)
+
+
+def read_said(path: str | Path) -> dict[str, np.ndarray]:
+    """Read what :func:`write_said` wrote.
+
+    Raises:
+        BadInput: not such a file.
+    """
+
+    def made(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        said: dict[str, np.ndarray] = {}
+        for name, one in arrays.items():
+            plain, _, how = name.partition(" ")
+            if how == "in words":
+                said[plain] = np.array(table_file.unpacked(one), dtype=object)
+            else:
+                said[plain] = np.where(one == -LACKS, np.nan, one / 1000) if how else one
+        return said
+
+    return table_file.read(path, made, "what an arm of U-VLM said")
+
+
+def store_truth(world: World, results: str | Path = RESULTS) -> Path:
+    """Write what is true of the scored splits, which tables need beside what was said: labels and reports."""
+    with atomic_path(Path(results) / TRUTH) as partial:
+        partial.mkdir()
+        for name in SPLITS:
+            split = world.split(name)
+            write_said({"labels": split.labels.astype(int), "report": np.array(split.scans.reports)},
+                       partial / f"{name}.npz")  # fmt: skip
+    return Path(results) / TRUTH

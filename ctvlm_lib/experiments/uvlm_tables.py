@@ -1,0 +1,243 @@
+"""Tables of U-VLM's arms, from what they said: findings called, lesions of three organs, wording, overlap.
+
+Every measure is a function of how often each patient is drawn, so that two arms are compared on the same draws.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ctvlm_lib.alignment.arm_tables import RESULTS, name_and_seed
+from ctvlm_lib.errors import BadInput
+from ctvlm_lib.evaluate.abnormalities import labels_of_report
+from ctvlm_lib.evaluate.labels import choose_thresholds
+from ctvlm_lib.evaluate.text import text_statistics
+from ctvlm_lib.evaluate.zero_shot import Drawn
+from ctvlm_lib.experiments.uvlm import CLS, ORGANS, PREFIX, REP, SEG, TRUTH, read_said
+from ctvlm_lib.records.report import LABELS
+from ctvlm_lib.segment.class_maps import ClassMap
+
+SHARES = ("F1", "precision", "recall")
+BLEU = tuple(f"BLEU-{n}" for n in (1, 2, 3, 4))
+TABLE = "table.csv"  # beside what an arm said: what follows from it
+COLUMNS = ["split", "measure", "patients", "value", "low", "high"]
+_OF_ORGAN = {organ: [k for k, name in enumerate(LABELS) if name.lower().startswith(organ)] for organ in ORGANS}
+
+
+@dataclass
+class Store:
+    """Stored arms and what is true of the splits, each read once.
+
+    Attributes:
+        roots: folders with a folder for each arm and seed; what a later one has replaces an earlier one's.
+    """
+
+    roots: Sequence[str | Path] = (RESULTS,)
+    _kept: dict = field(default_factory=dict, repr=False)
+
+    def arms(self) -> dict[str, tuple[int, ...]]:
+        """Arm → its seeds, in the order of names."""
+        found: dict[str, set[int]] = {}
+        for folder in self._folders():
+            name, seed = name_and_seed(folder.name)
+            found.setdefault(name, set()).add(seed)
+        return {name: tuple(sorted(seeds)) for name, seeds in sorted(found.items())}
+
+    def said(self, arm: str, seed: int, split: str) -> dict[str, np.ndarray]:
+        """What an arm said of a split, see :func:`ctvlm_lib.experiments.uvlm.ask`.
+
+        Raises:
+            BadInput: it isn't stored.
+        """
+        return self._read(self._folder(arm, seed) / f"{split}.npz")
+
+    def truth(self, split: str) -> dict[str, np.ndarray]:
+        """What is true of a split: ``labels`` ``(n, 18)`` and ``report``, n texts.
+
+        Raises:
+            BadInput: it isn't stored.
+        """
+        places = [Path(root) / TRUTH / f"{split}.npz" for root in reversed(self.roots)]
+        path = next((one for one in places if one.is_file()), None)
+        if path is None:
+            raise BadInput(f"what is true of the split {split!r} isn't stored; run `ctvlm arm {PREFIX}cls-none` again")
+        return self._read(path)
+
+    def record(self, arm: str, seed: int) -> dict:
+        """An arm's record."""
+        return json.loads((self._folder(arm, seed) / "record.json").read_text(encoding="utf-8"))
+
+    def scores(self, arm: str, seed: int) -> dict[str, Drawn]:
+        """Every measure of an arm on the test split, "labels F1" … "BLEU-mean", "Dice of lesions".
+
+        Raises:
+            BadInput: it isn't stored.
+        """
+        key = (arm, seed)
+        if key not in self._kept:
+            what = self.record(arm, seed)["arm"]
+            measured = {SEG: self._of_masks, CLS: self._of_logits, REP: self._of_reports}[what["stage"]]
+            self._kept[key] = measured(arm, seed, what)
+        return self._kept[key]
+
+    def interval(self, arm: str, seed: int, measure: str) -> tuple[float, float, float]:
+        """A measure with the ends of its interval: from the stored table if there is one, else computed.
+
+        Raises:
+            BadInput: it isn't stored, or the arm has no such measure.
+        """
+        folder = self._folder(arm, seed)
+        if (folder / TABLE).is_file():
+            if folder not in self._kept:
+                self._kept[folder] = read_table(folder)
+            rows = self._kept[folder]
+            if measure in rows.index:
+                return tuple(float(rows.loc[measure, name]) for name in ("value", "low", "high"))
+        found = self.scores(arm, seed)
+        if measure not in found:
+            raise BadInput(f"{arm} has no {measure!r}; it has {', '.join(found)}")
+        return found[measure].value, *found[measure].interval()
+
+    def _of_masks(self, arm: str, seed: int, what: dict) -> dict[str, Drawn]:
+        said = self.said(arm, seed, "test")
+        lesions = ClassMap.of("phantom", what["granularity"]).lesions
+        anatomy = said["dice"].shape[1] - len(lesions)
+        found = {"Dice of anatomy": _mean_dice(said["dice"][:, :anatomy])}
+        if not lesions:
+            return found
+        found["Dice of lesions"] = _mean_dice(said["dice"][:, anatomy:])
+        tuned = self.said(arm, seed, "validation")["lesion"].astype(float)
+        called = _called(tuned, organ_lesions(self.truth("validation")["labels"]), said["lesion"].astype(float), ORGANS)
+        return found | _lesion_scores(called, organ_lesions(self.truth("test")["labels"]))
+
+    def _of_logits(self, arm: str, seed: int, _: dict) -> dict[str, Drawn]:
+        tuned, said = (self.said(arm, seed, split)["logits"] for split in ("validation", "test"))
+        known, truth = (self.truth(split)["labels"].astype(bool) for split in ("validation", "test"))
+        found = _shares("labels", _called(tuned, known, said, LABELS), truth)
+        organs = [np.stack([one[:, of].max(axis=1) for of in _OF_ORGAN.values()], axis=1) for one in (tuned, said)]
+        called = _called(organs[0], organ_lesions(known), organs[1], ORGANS)
+        return found | _lesion_scores(called, organ_lesions(truth))
+
+    def _of_reports(self, arm: str, seed: int, _: dict) -> dict[str, Drawn]:
+        said, truth = self.said(arm, seed, "test")["report"], self.truth("test")
+        called = np.array([read_labels(text) for text in said])
+        found = _shares("labels", called, truth["labels"].astype(bool))
+        found |= _lesion_scores(organ_lesions(called), organ_lesions(truth["labels"]))
+        return found | _bleu(said, truth["report"])
+
+    def _read(self, path: Path) -> dict[str, np.ndarray]:
+        if path not in self._kept:
+            self._kept[path] = read_said(path)
+        return self._kept[path]
+
+    def _folders(self) -> list[Path]:
+        every = [path for root in self.roots for path in sorted(Path(root).glob(f"{PREFIX}*"))]
+        return [path for path in every if (path / "record.json").is_file()]
+
+    def _folder(self, arm: str, seed: int) -> Path:
+        for folder in reversed(self._folders()):
+            if name_and_seed(folder.name) == (arm, seed):
+                return folder
+        raise BadInput(f"{arm} with seed {seed} isn't stored; run `ctvlm arm {arm} --seed {seed}`")
+
+
+def measures_of(store: Store, arm: str, seed: int) -> pd.DataFrame:
+    """All that is measured of an arm on the test split: COLUMNS, shares 0…1."""
+    rows = []
+    for measure, one in store.scores(arm, seed).items():
+        low, high = one.interval()
+        rows.append({"split": "test", "measure": measure, "patients": len(one.each), "value": one.value, "low": low,
+                     "high": high})  # fmt: skip
+    return pd.DataFrame(rows, columns=COLUMNS).round({"value": 6, "low": 6, "high": 6})
+
+
+def read_table(folder: Path) -> pd.DataFrame:
+    """An arm's stored table, by measure."""
+    return pd.read_csv(folder / TABLE).set_index("measure").sort_index()
+
+
+def over_seeds(store: Store, arm: str, measure: str) -> dict[str, float]:
+    """A measure in percent over an arm's seeds: ``value``, their mean; ``low``, ``high``, the ends of all intervals.
+
+    Raises:
+        BadInput: no such arm, or it has no such measure.
+    """
+    seeds = store.arms().get(arm, ())
+    if not seeds:
+        raise BadInput(f"{arm} isn't stored; run `ctvlm arm {arm}`")
+    value, low, high = np.transpose([store.interval(arm, seed, measure) for seed in seeds])
+    return {"value": 100 * value.mean(), "low": 100 * low.min(), "high": 100 * high.max(), "seeds": len(seeds)}
+
+
+def read_labels(text: str) -> list[bool]:
+    """What a written report affirms, in the order of ``LABELS``; an empty one affirms nothing."""
+    return list(labels_of_report(text).values()) if text.strip() else [False] * len(LABELS)
+
+
+def organ_lesions(labels: np.ndarray) -> np.ndarray:
+    """bool ``(n, 3)``: whether any lesion of each of ORGANS is among the labels ``(n, 18)``."""
+    return np.stack([labels[:, of].astype(bool).any(axis=1) for of in _OF_ORGAN.values()], axis=1)
+
+
+def f1_of(called: np.ndarray, truth: np.ndarray, times: np.ndarray, measure: str = "F1") -> np.ndarray:
+    """F1, precision or recall for draws of patients, plain mean over the labels; 0 where a label has no value.
+
+    Args:
+        called, truth: bool ``(n, labels)``.
+        times: ``(m, n)``, how often each patient is drawn.
+        measure: one of SHARES.
+
+    Returns:
+        ``(m,)``.
+    """
+    right, said, true = (times @ one.astype(float) for one in (called & truth, called, truth))
+    of = {"F1": (2 * right, said + true), "precision": (right, said), "recall": (right, true)}[measure]
+    return np.divide(of[0], of[1], out=np.zeros_like(right), where=of[1] > 0).mean(axis=1)
+
+
+def _called(tuned: np.ndarray, known: np.ndarray, scores: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """What is called at thresholds that gave the best F1 on validation."""
+    chosen = choose_thresholds(tuned, known, names, [f"validation {k}" for k in range(len(tuned))], rule="best F1")
+    return scores >= np.array(chosen.values)
+
+
+def _shares(what: str, called: np.ndarray, truth: np.ndarray) -> dict[str, Drawn]:
+    return {
+        f"{what} {name}": Drawn.of(partial(f1_of, called, truth, measure=name), len(truth), labels=truth.shape[1])
+        for name in SHARES
+    }
+
+
+def _lesion_scores(called: np.ndarray, truth: np.ndarray) -> dict[str, Drawn]:
+    found = _shares("lesions", called, truth)
+    for k, organ in enumerate(ORGANS):
+        found |= _shares(f"{organ} lesions", called[:, [k]], truth[:, [k]])
+    return found
+
+
+def _bleu(said: Sequence[str], truth: Sequence[str]) -> dict[str, Drawn]:
+    found = text_statistics(list(said), list(truth), metrics=list(BLEU))
+    sums: Mapping[str, tuple[np.ndarray, Callable]] = {name: found.sums(name) for name in BLEU}
+
+    def score(names: Sequence[str], times: np.ndarray) -> np.ndarray:
+        return np.mean([sums[name][1](times @ sums[name][0]) / 100 for name in names], axis=0)
+
+    wanted = {name: (name,) for name in BLEU} | {"BLEU-mean": BLEU}
+    return {name: Drawn.of(partial(score, of), len(said)) for name, of in wanted.items()}
+
+
+def _mean_dice(dice: np.ndarray) -> Drawn:
+    """Mean over classes of their mean over patients who have them."""
+    there, known = np.isfinite(dice), np.nan_to_num(dice)
+
+    def mean(times: np.ndarray) -> np.ndarray:
+        count = times @ there
+        each = np.divide(times @ known, count, out=np.full(count.shape, np.nan), where=count > 0)
+        return np.nanmean(each, axis=1)
+
+    return Drawn.of(mean, len(dice))

@@ -1,0 +1,184 @@
+"""Stage 3 of U-VLM: an encoder and a decoder that write reports, their training and their words.
+
+A frozen encoder's maps are computed once, pooled to the grid that the decoder reads, and kept in 16 bits. An encoder
+that is tuned reads each volume anew. Nothing is asked: a report begins behind the image, as in the released code.
+
+Source: uvlm.txt §2.1, equation (3), and §3.1.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from ctvlm_lib.alignment.scans import Scans, as_input, batch_of, drawn_batch
+from ctvlm_lib.encoder import frozen
+from ctvlm_lib.encoder.unet import UNetEncoder
+from ctvlm_lib.errors import BadInput
+from ctvlm_lib.training import Curve, Step, Training, train
+from ctvlm_lib.vlm import ladder
+from ctvlm_lib.vlm.ladder_tokenizer import EOS_ID, PAD_ID, VOCABULARY, load_tokenizer
+from ctvlm_lib.vlm.lora import with_lora
+from ctvlm_lib.vlm.splice import IGNORED
+from ctvlm_lib.vlm.stage_tokens import pool
+from ctvlm_lib.vlm.uvlm import UvlmDecoder
+from ctvlm_lib.vlm.uvlm_config import UvlmConfig, paper_decoder
+
+VISION_START, VISION_END, PLACEHOLDER = VOCABULARY, VOCABULARY + 1, VOCABULARY + 2  # behind the ladder's words
+LONGEST = 400  # tokens of a report; the cohort's longest has fewer
+
+
+class ReportWriter(nn.Module):
+    """Encoder and decoder.
+
+    Args:
+        encoder: whose maps are read.
+        decoder: made for the encoder's channels.
+        tokenizer: the decoder's.
+    """
+
+    def __init__(self, encoder: UNetEncoder, decoder: UvlmDecoder, tokenizer: PreTrainedTokenizerBase):
+        super().__init__()
+        self.encoder, self.decoder, self.tokenizer = encoder, decoder, tokenizer
+        if tuple(encoder.config.channels) != decoder.config.channels:
+            raise BadInput(
+                f"the encoder's stages have {encoder.config.channels} channels and the decoder reads"
+                f" {decoder.config.channels}; build it for this encoder"
+            )
+
+    @property
+    def reference(self) -> int:
+        """The stage, from 1, whose grid gives the image's tokens."""
+        return self.decoder.injection.reference
+
+    def features(self, volume: Tensor) -> list[Tensor]:
+        """What the decoder reads of volumes ``(B, 1, D, H, W)``: all stages, the finer ones pooled."""
+        return pool(self.encoder.features(volume), self.reference)
+
+    def forward(self, features: Sequence[Tensor], texts: Sequence[str]) -> Tensor:
+        """Mean negative log-likelihood of reports, equation (3)."""
+        tokens = [[*self.tokenizer(text)["input_ids"], EOS_ID] for text in texts]
+        longest, device = max(map(len, tokens)), features[0].device
+        ids = torch.tensor([row + [PAD_ID] * (longest - len(row)) for row in tokens], device=device)
+        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in tokens], device=device)
+        return self.decoder(features, ids, mask, labels=ids.masked_fill(mask == 0, IGNORED)).loss
+
+    @torch.inference_mode()
+    def write(self, features: Sequence[Tensor]) -> list[str]:
+        """Reports of volumes whose features these are, greedily."""
+        tokens = self.decoder.generate(features, max_new_tokens=LONGEST)
+        return self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+
+
+def from_scratch(
+    encoder: UNetEncoder, shape: Mapping[str, int], injection: Mapping, attention: str, seed: int = 0
+) -> ReportWriter:
+    """A writer whose decoder has the paper's kind of blocks, random weights, and the ladder's words.
+
+    Args:
+        encoder: whose maps are read.
+        shape: arguments of :func:`ctvlm_lib.vlm.uvlm_config.paper_decoder`.
+        injection, attention: see :class:`ctvlm_lib.vlm.uvlm_config.UvlmConfig`.
+        seed: of all the decoder's weights.
+    """
+    width = shape["hidden_size"]  # the paper's spread of .02 suits 512; so narrow, attention would begin blind
+    decoder = paper_decoder(VOCABULARY + 2, initializer_range=width**-0.5, **shape)
+    config = _config(decoder, encoder, injection, attention)
+    return ReportWriter(encoder, UvlmDecoder.with_seed(config, seed), load_tokenizer())
+
+
+def with_pretrained(
+    encoder: UNetEncoder, size: str, injection: Mapping, attention: str, rank: int, alpha: float, seed: int = 0
+) -> ReportWriter:
+    """A writer whose decoder was pretrained on text and gets LoRA; the projections and adapters learn.
+
+    Args:
+        encoder: whose maps are read.
+        size: of the ladder.
+        injection, attention: see :class:`ctvlm_lib.vlm.uvlm_config.UvlmConfig`.
+        rank, alpha: of LoRA; the paper's are 64 and 128.
+        seed: of projections and adapters.
+    """
+    language, tokenizer = ladder.load(size)
+    language.resize_token_embeddings(VOCABULARY + 2, mean_resizing=False)
+    model = UvlmDecoder.with_seed(_config(language.config, encoder, injection, attention), seed, language)
+    model.decoder = with_lora(model.decoder, rank, alpha, dropout=0.0, seed=seed)
+    return ReportWriter(encoder, model, tokenizer)
+
+
+def _config(decoder: PretrainedConfig, encoder: UNetEncoder, injection: Mapping, attention: str) -> UvlmConfig:
+    return UvlmConfig(
+        decoder, encoder.config.channels, injection, attention, VISION_START, VISION_END, PLACEHOLDER,
+        eos_token_id=EOS_ID, pad_token_id=PAD_ID,
+    )  # fmt: skip
+
+
+@torch.inference_mode()
+def kept_features(writer: ReportWriter, scans: Scans, batch: int = 10) -> list[Tensor]:
+    """What the decoder reads of all volumes, unshifted, float16, a tensor for each stage."""
+    writer.encoder.eval()
+    parts = []
+    for start in range(0, len(scans), batch):
+        volume = torch.from_numpy(as_input(scans.hu[start : start + batch]))[:, None]
+        parts.append([one.half() for one in writer.features(volume)])
+    return [torch.cat(stage) for stage in zip(*parts, strict=True)]
+
+
+def fit(
+    writer: ReportWriter,
+    scans: Scans,
+    settings: Training,
+    batch: int = 8,
+    encoder_rate: float = 0.0,
+    *,
+    folder: str | Path | None = None,
+    on_step: Callable[[dict[str, float]], None] | None = None,
+    progress: bool = True,
+) -> Curve:
+    """Train a writer in place.
+
+    Args:
+        writer: to be trained.
+        scans: volumes and reports.
+        settings: how.
+        batch: reports a step, over all processes.
+        encoder_rate: of the decoder's rate; 0 freezes the encoder, and its features are computed once.
+        folder, on_step, progress: see :func:`ctvlm_lib.training.train`.
+
+    Raises:
+        BadInput: a patient without a report, or a batch larger than the cohort.
+    """
+    if empty := [name for name, text in zip(scans.names, scans.reports, strict=True) if not text.strip()]:
+        raise BadInput(f"{empty[0]} has no findings in words ({len(empty)} such patients); leave those out")
+    if encoder_rate:
+        frozen.unfreeze(writer.encoder)
+        settings = replace(settings, rates=(("encoder.", encoder_rate),))
+        kept = None
+    else:
+        frozen.freeze(writer.encoder)
+        kept = kept_features(writer, scans)
+
+    def loss(network: ReportWriter, step: Step) -> Tensor:
+        index, shifts = drawn_batch(scans, step.rng("patients"), batch)
+        index, shifts = step.mine(index), step.mine(shifts)
+        device = next(network.decoder.parameters()).device
+        if kept is not None:
+            features = [stage[torch.from_numpy(np.asarray(index))].float().to(device) for stage in kept]
+        else:
+            features = network.features(torch.from_numpy(batch_of(scans, index, shifts).image).to(device))
+        return network(features, [scans.reports[k] for k in index])
+
+    return train(writer, loss, settings, folder=folder, on_step=on_step, progress=progress)
+
+
+def reports_of(writer: ReportWriter, scans: Scans, batch: int = 50) -> list[str]:
+    """A report for each patient."""
+    writer.eval()
+    kept, said = kept_features(writer, scans), []
+    for start in range(0, len(scans), batch):
+        said += writer.write([stage[start : start + batch].float() for stage in kept])
+    return said
