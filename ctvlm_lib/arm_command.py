@@ -79,7 +79,7 @@ def command(args: argparse.Namespace) -> int:
     check_profile(args.profile)
     check_seed(args.seed)
     from ctvlm_lib.alignment import arms
-    from ctvlm_lib.experiments import local_global, probes
+    from ctvlm_lib.experiments import chat_arms, local_global, probes, uvlm
 
     if args.name is None:
         for name, arm in arms.ARMS.items():
@@ -88,6 +88,10 @@ def command(args: argparse.Namespace) -> int:
             print(f"{name:20} linear read-outs of encoder {encoder}, under every prompt and control")
         for name, recipe in local_global.ARMS.items():
             print(f"{name:20} local and global alignment: {local_global.described(recipe)}")
+        for name, told in chat_arms.DESCRIBED.items():
+            print(f"{name:20} a vision-language model: {told}")
+        for name, stage in uvlm.ARMS.items():
+            print(f"{name:20} U-VLM, {uvlm.described(stage)}")
         print(PATTERNS)
         return 0
     if args.name in probes.PROBES:
@@ -98,12 +102,16 @@ def command(args: argparse.Namespace) -> int:
         return _read_out(args)
     if args.name.startswith("align-"):
         return _align(args)
+    if args.name.startswith("chat-"):
+        return _chat(args)
+    if args.name.startswith("uvlm-"):
+        return _uvlm(args)
     if args.name.startswith(("radgenome-", "m3d-")):
         return _real(args)
     if args.name not in arms.ARMS:
         patterns = ("readout-ENCODER-CONDITION", "vlm-ENCODER-CONDITION-DECODER[-VARIANT]",
                     "DATA-CONDITION-DECODER[-PROJECTOR] (profile paper)")  # fmt: skip
-        there = (*arms.ARMS, *probes.PROBES, *local_global.ARMS, *patterns)
+        there = (*arms.ARMS, *probes.PROBES, *local_global.ARMS, *chat_arms.ARMS, *uvlm.ARMS, *patterns)
         raise BadInput(f"no arm is called {args.name!r}; there are: {', '.join(there)}")
     home, changes = run_folder(args.profile, args.out), _changes(args)
     label = arms.of_seed(args.name + _suffix(changes), args.seed)
@@ -203,6 +211,11 @@ def _read_out(args: argparse.Namespace) -> int:
 
 def _align(args: argparse.Namespace) -> int:
     """Train a local–global arm, ask it about validation, test and external patients, store its scores."""
+    if args.profile == "paper":
+        from ctvlm_lib.experiments import local_global_real
+
+        changes = _changes(args)
+        return local_global_real.command(args.name, args.seed, args.sources, args.out, changes, _suffix(changes))
     from ctvlm_lib.experiments import local_global
     from ctvlm_lib.experiments.local_global_tables import Store, over_seeds
     from ctvlm_lib.ledger.local_global import write_table
@@ -225,6 +238,62 @@ def _align(args: argparse.Namespace) -> int:
         one = over_seeds(store, name, measure)
         print(f"{measure}: {one['value']:.1f} % ({one['low']:.1f} to {one['high']:.1f}), {one['seeds']} seed(s)")
     print(f"on test; scores in {home / 'results' / label}")
+    return 0
+
+
+def _chat(args: argparse.Namespace) -> int:
+    """Train a chat arm, ask it the four tasks of MedVista3D's Table 3, store its answers."""
+    from ctvlm_lib.experiments import chat_arms
+    from ctvlm_lib.experiments.chat_tables import read_table
+    from ctvlm_lib.ledger.chat import write_table
+
+    changes = _changes(args)
+    extra = sorted(set(changes) - {"patients", "steps"})
+    if extra:
+        raise BadInput(f"{args.name} takes --seed, --patients and --steps, not --{extra[0]}; leave it out")
+    label = chat_arms.of_seed(args.name + _suffix(changes), args.seed)
+    changes |= {"lora_steps": changes.pop("steps")} if "steps" in changes else {}
+    chat_arms.recipe_of(args.name, args.seed, changes)  # a wrong name is told before a cohort is drawn
+    home = run_folder(args.profile, args.out)
+    results = home / "results"
+    chat_arms.run(
+        args.name, args.profile, args.seed, changes=changes, label=label, results=results,
+        folder=home / "training" / label, checkpoint_folder=home / "checkpoints",
+    )  # fmt: skip
+    write_table(results / label)
+    print(read_table(results / label).loc["test"].to_string())
+    print(f"on test, in the paper's scale; answers in {results / label}")
+    return 0
+
+
+def _uvlm(args: argparse.Namespace) -> int:
+    """Train an arm of U-VLM, and before it those that it begins with; ask it, store what it said."""
+    from ctvlm_lib.experiments import uvlm
+    from ctvlm_lib.experiments.uvlm_tables import Store
+    from ctvlm_lib.ledger.uvlm import write_table
+
+    changes = _changes(args)
+    if extra := sorted(set(changes) - {"patients", "steps", "batch"}):
+        raise BadInput(f"{args.name} takes --seed, --patients, --steps and --batch, not --{extra[0]}; leave it out")
+    suffix, given = _suffix(changes), dict(changes)
+    uvlm.arm_of(args.name)  # a wrong name is told before a cohort is drawn
+    fewer = {"train": given.pop("patients")} if "patients" in given else None
+    home, label = run_folder(args.profile, args.out), uvlm.of_seed(args.name + suffix, args.seed)
+    world, results = uvlm.World(args.profile, fewer), home / "results"
+    uvlm.run(
+        args.name, args.seed, world, changes=given, label=label, results=results, folder=home / "training",
+        checkpoint_folder=home / "checkpoints",
+    )  # fmt: skip
+    uvlm.store_truth(world, results)
+    store = Store((results,))
+    for name, seeds in store.arms().items():
+        for seed in seeds:
+            write_table(results / uvlm.of_seed(name, seed))
+    found = store.scores(args.name + suffix, args.seed)
+    for measure in (one for one in uvlm.SHOWN if one in found):
+        low, high = found[measure].interval()
+        print(f"{measure}: {100 * found[measure].value:.1f} % ({100 * low:.1f} to {100 * high:.1f})")
+    print(f"on test; what it said is in {results / label}")
     return 0
 
 

@@ -8,6 +8,7 @@
     two_towers = "MagicXin/DCFormer_SigLIP"
     text = "medicalai/ClinicalBERT"
     med3dvlm = "MagicXin/Med3DVLM-Qwen-2.5-7B"
+    cxr_bert = "microsoft/BiomedVLP-CXR-BERT-specialized"
     bert_score = "roberta-large"        # "" leaves BERTScore out
     [decoders]
     "0.5B" = "Qwen/Qwen2.5-0.5B-Instruct"
@@ -15,6 +16,8 @@
     arms = ["m3d-none-released", "radgenome-none-0.5B", "radgenome-contour-0.5B"]
     pretraining = {epochs = 0}          # only scores two_towers; {} trains new ones by the paper's recipe
     finetuning = {}                     # fields of ctvlm_lib.vlm.finetune.Finetuning
+    alignment = {}                      # fields of ctvlm_lib.alignment.radgenome_recipe.OnRadGenome, for align-… arms
+    prepared = ""                       # folder for their volumes as the encoder reads them, 20 MB each; "" keeps none
     patients = 0                        # fewer of each split, for a trial; 0 takes all
 
 A path that isn't absolute is looked for below the folder of the file. ``ctvlm run --profile paper --sources FILE``
@@ -31,8 +34,11 @@ from ctvlm_lib.errors import BadInput
 
 VARIABLE = "CTVLM_SOURCES"  # by which the file reaches notebooks
 DECODERS = {size: f"Qwen/Qwen2.5-{size}-Instruct" for size in ("0.5B", "1.5B", "3B", "7B")}
-_TABLES = {"data": ("ct_rate", "radgenome", "m3d"), "weights": ("two_towers", "text", "med3dvlm", "bert_score"),
-           "run": ("arms", "pretraining", "finetuning", "patients", "variant", "size_dhw_vox")}  # fmt: skip
+_TABLES = {
+    "data": ("ct_rate", "radgenome", "m3d"),
+    "weights": ("two_towers", "text", "med3dvlm", "cxr_bert", "bert_score"),
+    "run": ("arms", "pretraining", "finetuning", "alignment", "prepared", "patients", "variant", "size_dhw_vox"),
+}
 
 
 @dataclass(frozen=True)
@@ -42,10 +48,13 @@ class Sources:
     Attributes:
         ct_rate, radgenome, m3d: folders of data sets, "" for one that isn't there.
         two_towers: DCFormer and text tower. text: the text tower's configuration and tokenizer. med3dvlm: the whole
-            model, with its tokenizer. bert_score: the model behind BERTScore, "" for none.
+            model, with its tokenizer. cxr_bert: the text tower of alignment on RadGenome-ChestCT. bert_score: the model
+            behind BERTScore, "" for none.
         decoders: size → language model in the hub's layout.
         arms: of :mod:`ctvlm_lib.experiments.real_arms` that a notebook runs.
         pretraining: options of ``ctvlm arm dcformer-siglip-m3d``. finetuning: fields that an arm has otherwise.
+        alignment: fields that an ``align-…`` arm has otherwise. prepared: where its volumes are kept as the encoder
+            reads them, "" for nowhere.
         patients: the first so many of each split; 0 takes all.
         variant: of DCFormer. size_dhw_vox: that volumes are brought to.
     """
@@ -56,11 +65,14 @@ class Sources:
     two_towers: str = "MagicXin/DCFormer_SigLIP"
     text: str = "medicalai/ClinicalBERT"
     med3dvlm: str = "MagicXin/Med3DVLM-Qwen-2.5-7B"
+    cxr_bert: str = "microsoft/BiomedVLP-CXR-BERT-specialized"
     bert_score: str = "roberta-large"
     decoders: Mapping[str, str] = field(default_factory=lambda: dict(DECODERS))
     arms: tuple[str, ...] = ()
     pretraining: Mapping = field(default_factory=lambda: {"epochs": 0})
     finetuning: Mapping = field(default_factory=dict)
+    alignment: Mapping = field(default_factory=dict)
+    prepared: str = ""
     patients: int = 0
     variant: str = "small"
     size_dhw_vox: tuple[int, int, int] = (128, 256, 256)
@@ -143,6 +155,8 @@ def _absolute(given: Sources, home: Path) -> Sources:
         return str(there) if value and there.exists() else value
 
     usual = Sources()
+    if given.prepared:  # a folder that is made where it isn't there yet
+        given = replace(given, prepared=str(home / Path(given.prepared).expanduser()))
     paths = [f.name for f in fields(Sources) if isinstance(getattr(usual, f.name), str) and f.name != "variant"]
     for data in _TABLES["data"]:
         if getattr(given, data) and not Path(whole(getattr(given, data))).is_dir():

@@ -17,6 +17,7 @@ from ctvlm_lib.alignment.arm_tables import RESULTS
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.evaluate.intervals import Interval
 from ctvlm_lib.experiments import real_arms
+from ctvlm_lib.experiments.chat_arms import ARMS as CHATS
 from ctvlm_lib.experiments.local_global import ARMS as ALIGNED
 from ctvlm_lib.experiments.vlm_arms import ARMS
 from ctvlm_lib.ledger import decoder_sizes, places, published, rows, stored_scores
@@ -176,7 +177,8 @@ def test_a_verdict_waits_for_all_seeds_and_what_is_unmeasured_stays_in_the_list(
     assert done["verdict"].isin(["same sign", "opposite", "undetermined"]).all()
 
 
-@pytest.mark.parametrize("name", ["contour.T1", "dualbox.T1", "med3dvlm.T4", "uvlm.T1", "medvista3d.T5"])
+@pytest.mark.parametrize("name", ["contour.T1", "dualbox.T1", "med3dvlm.T4", "uvlm.T1", "medvista3d.T3",
+                                  "medvista3d.T5"])  # fmt: skip
 def test_the_command_prints_the_papers_numbers_beside_ours(name, tmp_path, capsys):
     assert main(["table", name, "--out", str(tmp_path)]) == 0
     said = capsys.readouterr().out
@@ -229,7 +231,7 @@ def test_every_command_that_the_ledger_names_is_an_arm_with_its_options(found):
         words = told.split()
         assert words[:2] == ["ctvlm", "arm"]
         args = parser.parse_args(words[2:])
-        assert args.name in {*ARMS, *pretraining.ARMS, *ALIGNED} or real_arms.arm_of(args.name)
+        assert args.name in {*ARMS, *pretraining.ARMS, *ALIGNED, *CHATS} or real_arms.arm_of(args.name)
         real = args.name.endswith("-m3d") or args.name.startswith(("m3d-", "radgenome-"))
         assert (args.profile == "paper") == real
 

@@ -14,7 +14,8 @@ from torch import nn
 
 from ctvlm_lib.alignment.grounded import Grounded, Texts
 from ctvlm_lib.alignment.heads import Pairing
-from ctvlm_lib.alignment.local_global import PARTS, WEIGHTS, global_loss, local_loss, total_loss
+from ctvlm_lib.alignment.local_global import PARTS, WEIGHTS
+from ctvlm_lib.alignment.local_global_step import Shown, losses, sources
 from ctvlm_lib.alignment.semantic_bank import SemanticBank
 from ctvlm_lib.encoder.dual_pathway import DualPathway, boxed_masks, dual_pathway, pooled_masks
 from ctvlm_lib.errors import BadInput
@@ -39,6 +40,7 @@ class Recipe:
             quarter of the cohort's epoch, as 65,536 is of RadGenome-ChestCT's with ten regions.
         neighbours, overflow, start, exclude_self: of the bank.
         width: of the common space. batch: volumes a step, over all processes.
+        stem: name of the frozen encoder whose tokens are read, where it reads tokens.
         patients: the first so many of the training split; 0 takes all.
         training: steps, rates, seed.
 
@@ -61,6 +63,7 @@ class Recipe:
     width: int = 64
     batch: int = 16
     patients: int = 0
+    stem: str = "A"
     training: Training = field(default_factory=lambda: Training(steps=400, lr=2e-3))
 
     def __post_init__(self) -> None:
@@ -161,35 +164,13 @@ class Objective:
         drawn = step.rng("batch").choice(len(self.pictures), self.recipe.batch, replace=False)
         index = torch.from_numpy(step.mine(drawn))
         device = next(model.parameters()).device
-        volume, regions = model.images(self.pictures[index].float().to(device), self.masks[index].to(device))
-        there, tau = self.there[index].to(device), model.pairing.log_temperature
-        same = self.texts.same_region[index].to(device) if self.recipe.same_text else None
-        parts, pushed = {}, []
-        for part in self.recipe.parts:
-            local, semantic = part.startswith("local"), part.endswith("semantic")
-            source = ("enriched_" if semantic else "") + ("region" if local else "report")
-            text = model.pairing.texts(getattr(self.texts, source)[index].to(device))
-            if semantic and model.bank is not None:
-                pushed.append(self._rows(text, index.to(device), there if local else None))
-                text = self._searched(model.bank, *pushed[-1]).view_as(text)
-            parts[part] = local_loss(regions, text, there, tau, same=same) if local else global_loss(volume, text, tau)
-        for rows in pushed:
-            model.bank.push(*rows)
-        return total_loss(parts, self.recipe.weights)
-
-    def _rows(self, text: torch.Tensor, index: torch.Tensor, there: torch.Tensor | None):
-        """Texts as rows ``(m, width)``, each with the number of its owner and whether it is a text at all."""
-        first = index * (1 + len(REGIONS))  # the report's number; the regions' follow
-        if there is None:
-            return text, first, torch.ones_like(first, dtype=torch.bool)
-        owners = first[:, None] + 1 + torch.arange(len(REGIONS), device=index.device)
-        return text.flatten(0, 1), owners.flatten(), there.flatten()
-
-    def _searched(self, bank: SemanticBank, text: torch.Tensor, owners: torch.Tensor, real: torch.Tensor):
-        """The bank's nearest texts in the place of the enriched ones."""
-        answer = bank.nearest(text, owners)
-        self.looked_up.append((int((answer.own & real).sum()), int(real.sum())))
-        return answer.text
+        shown = Shown(
+            index.to(device), self.pictures[index].float().to(device), self.masks[index].to(device),
+            self.there[index].to(device),
+            {name: getattr(self.texts, name)[index].to(device) for name in sources(self.recipe.parts)},
+            self.texts.same_region[index].to(device) if self.recipe.same_text else None,
+        )  # fmt: skip
+        return losses(model, shown, self.recipe, self.looked_up)
 
 
 def fit(

@@ -28,7 +28,8 @@ from ctvlm_lib.alignment import checkpoints as aligned
 from ctvlm_lib.alignment.arm_tables import RESULTS, of_seed
 from ctvlm_lib.alignment.grounded import LOCAL_LABELS, NOTHING, Grounded, Prompts, Texts, cropped, stem_tokens
 from ctvlm_lib.alignment.local_global import PARTS
-from ctvlm_lib.alignment.local_global_training import LocalGlobal, Recipe, build, fit, tokens_of
+from ctvlm_lib.alignment.local_global_saving import read, save
+from ctvlm_lib.alignment.local_global_training import LocalGlobal, Recipe, fit, tokens_of
 from ctvlm_lib.alignment.scans import as_input
 from ctvlm_lib.alignment.text import TextTower
 from ctvlm_lib.errors import BadInput, atomic_path
@@ -47,7 +48,8 @@ _UNIFIED = PARTS[:2]
 
 def _arms() -> dict[str, Recipe]:
     fixed = load()["training"]
-    base = Recipe(batch=fixed["batch"], bank=fixed["bank"], training=Training(steps=fixed["steps"], lr=fixed["lr"]))
+    training = Training(steps=fixed["steps"], lr=fixed["lr"])
+    base = Recipe(batch=fixed["batch"], bank=fixed["bank"], stem=fixed["stem"], training=training)
     made = {
         "global": {"parts": PARTS[:1]}, "local": {"parts": PARTS[1:2]},
         "box": {"parts": _UNIFIED, "pooling": "box"}, "unified": {"parts": _UNIFIED},
@@ -321,35 +323,6 @@ def recipe_of(name: str, seed: int = 0, changes: Mapping | None = None) -> Recip
         raise BadInput(f"{name} has no setting {unknown[0]!r}; it has those of Recipe and Training")
     training = replace(recipe.training, seed=seed, **{k: changes.pop(k) for k in list(changes) if k in inner})
     return replace(recipe, training=training, **changes)
-
-
-def save(folder: Path, model: LocalGlobal, record: dict) -> Path:
-    """Write a trained model without its bank, which only training needs."""
-    tensors = {name: value for name, value in model.state_dict().items() if not name.startswith("bank.")}
-    return checkpoints.save(
-        folder.name, tensors, record | {"text_width": model.pairing.text.in_features}, folder.parent
-    )
-
-
-def read(folder: str | Path) -> tuple[LocalGlobal, dict]:
-    """Read a trained model, frozen and in evaluation mode, and its record.
-
-    Args:
-        folder: a path, or the name of a shipped checkpoint.
-
-    Raises:
-        BadInput: no such checkpoint, or one of another kind.
-    """
-    folder = Path(folder) if Path(folder).is_dir() else checkpoints.FOLDER / folder
-    tensors, record = checkpoints.load(folder.name, folder.parent)
-    if "recipe" not in record:
-        raise BadInput(f"the checkpoint {folder.name} isn't of a local–global arm; give one of `ctvlm arm align-…`")
-    kept = record["recipe"]
-    recipe = Recipe(**kept | {"parts": tuple(kept["parts"]), "training": Training(**kept["training"])})
-    model = build(replace(recipe, bank=0), record["text_width"])
-    aligned.check_tensors(tensors, model.state_dict(), folder.name)
-    model.load_state_dict(tensors)
-    return model.eval().requires_grad_(False), record
 
 
 def truth_of(world: World, split: str) -> dict[str, np.ndarray]:

@@ -36,7 +36,7 @@ from ctvlm_lib.experiments.controls import (
     picture_for,
 )
 from ctvlm_lib.experiments.pointing import ANSWERS
-from ctvlm_lib.experiments.vlm_reader import BLANK, VlmReader, worded
+from ctvlm_lib.experiments.vlm_reader import BLANK, ROOM, VlmReader, worded
 from ctvlm_lib.records import protocol
 from ctvlm_lib.records.balance import drawn
 from ctvlm_lib.records.committed import check_committed
@@ -116,30 +116,59 @@ def run(
     """
     config, label = recipe_of(name, seed, changes or {}), label or of_seed(name, seed)
     record = _protocol(splits)
-    cohort, started = cohort or Cohort.of(profile, ("train", *splits)), time.monotonic()
+    cohort = cohort or Cohort.of(profile, ("train", *splits))
+    target = Path(checkpoint_folder) / label
+    reader, record = trained(config, cohort, lessons_of(cohort, config), target, record, folder=folder,
+                             on_step=on_step, progress=progress)  # fmt: skip
+    said, tell = {}, print if progress else None
+    for split in splits:
+        began = time.monotonic()
+        said[split] = ask_all(reader, cohort, split, config, controls, tell)
+        record["minutes"][split] = round((time.monotonic() - began) / 60, 2)
+    store(said, cohort, record | {"controls_of": list(ANSWERS)}, Path(results) / label)
+    return said
+
+
+def trained(
+    config: Finetuning,
+    cohort: Cohort,
+    taught: Sequence[Lesson],
+    target: Path,
+    record: Mapping,
+    *,
+    most: int = ROOM,
+    folder: str | Path | None = None,
+    on_step: Callable[[dict], None] | None = None,
+    progress: bool = True,
+) -> tuple[VlmReader, dict]:
+    """Train a model and store it; what answers is read back from there, float16's rounding included.
+
+    Args:
+        config: of the model.
+        cohort: with the training patients' scans.
+        taught: what is learnt.
+        target: folder of the checkpoint.
+        record: what else its record shall say.
+        most: tokens of the reader's open answers.
+        folder, on_step, progress: as for :func:`run`.
+
+    Returns:
+        The reader, and the record for its answers, with recipe, weights and minutes.
+    """
+    started = time.monotonic()
     model, processor = finetune.build(config)
-    taught = lessons_of(cohort, config)
     features = features_of(model, cohort.scans["train"], taught, config)
     ready = time.monotonic()
     curves = finetune.finetune(
         model, Lessons(processor, taught), features, config, folder=folder, on_step=on_step, progress=progress
     )
     minutes = {"features": (ready - started) / 60, "training": (time.monotonic() - ready) / 60}
-    record |= {"profile": cohort.profile, "seed": seed} | checkpoints.circumstances(curves)
-    target = Path(checkpoint_folder) / label
+    record = dict(record) | {"profile": cohort.profile, "seed": config.seed} | checkpoints.circumstances(curves)
     finetune_saving.save(target, model, config, record)
-    model, processor, _ = finetune_saving.load(target)  # what is asked is what is shipped, float16's rounding included
-    reader, said = VlmReader(model, processor, blind=config.blind, store=assets.cache_dir() / "features"), {}
-    for split in splits:
-        began = time.monotonic()
-        said[split] = ask_all(reader, cohort, split, config, controls, print if progress else None)
-        minutes[split] = (time.monotonic() - began) / 60
-    record |= {"finetuning": asdict(config)}
-    record |= {"minutes": {part: round(value, 2) for part, value in minutes.items()}}
-    _store(
-        said, cohort, record | {"weights": checkpoints.record(label, target.parent)["weights"]}, Path(results) / label
-    )
-    return said
+    model, processor, shipped = finetune_saving.load(target)
+    reader = VlmReader(model, processor, config.blind, store=assets.cache_dir() / "features", most=most)
+    minutes = {part: round(value, 2) for part, value in minutes.items()}
+    return reader, record | {"finetuning": asdict(config), "minutes": minutes, "weights": shipped["weights"]}
 
 
 def recipe_of(name: str, seed: int = 0, changes: Mapping | None = None) -> Finetuning:
@@ -258,18 +287,25 @@ def ask_all(
     for control in controls_for(config.condition, content["controls"]):
         if control == AS_IS:
             asked = cohort.questions(split, kinds=config.kinds, patients=fixed["patients"][split])
-            reports = [record for record in asked if record.kind == "report"]
-            asked = [record for record in asked if record.kind != "report"]
-            if reports:  # by themselves, as they are long: those of one batch are written side by side
-                tables.append(ask(reader, reports, scans, config.condition, seed=config.seed, batch=100))
+            tables += as_asked(reader, asked, scans, config)
         elif wanted and (control.name in FEW or config.decoder == "small"):
             asked = cohort.questions(split, kinds=ANSWERS, form="closed", patients=fixed["controls_patients"])
+            tables.append(ask(reader, asked, scans, config.condition, control, seed=config.seed))
         else:
             continue
-        tables.append(ask(reader, asked, scans, config.condition, control, seed=config.seed))
         if progress:
             progress(f"{split}, {config.condition}, {control}: {len(asked):,} answers")
     return pd.concat(tables, ignore_index=True)
+
+
+def as_asked(reader: VlmReader, asked: Sequence[Record], scans: Scans, config: Finetuning) -> list[pd.DataFrame]:
+    """Answers with the prompt as it is: reports in a table of their own, if there are any, then all else."""
+    reports = [record for record in asked if record.kind == "report"]
+    others = [record for record in asked if record.kind != "report"]
+    tables = []
+    if reports:  # by themselves, as they are long: those of one batch are written side by side
+        tables.append(ask(reader, reports, scans, config.condition, seed=config.seed, batch=100))
+    return [*tables, ask(reader, others, scans, config.condition, AS_IS, seed=config.seed)]
 
 
 def _protocol(splits: Sequence[str]) -> dict:
@@ -280,8 +316,16 @@ def _protocol(splits: Sequence[str]) -> dict:
     return {"protocol": {"version": under.version, "sha256": under.sha256}}
 
 
-def _store(said: Mapping[str, pd.DataFrame], cohort: Cohort, record: dict, home: Path) -> None:
-    record |= {"rows": {split: len(table) for split, table in said.items()}, "controls_of": list(ANSWERS)}
+def store(said: Mapping[str, pd.DataFrame], cohort: Cohort, record: Mapping, home: Path) -> None:
+    """Write answers and their record as a folder, whole or not at all.
+
+    Args:
+        said: split → answers to the cohort's records.
+        cohort: that was asked.
+        record: how they were made; the number of answers is added.
+        home: the folder.
+    """
+    record = dict(record) | {"rows": {split: len(table) for split, table in said.items()}}
     with atomic_path(home) as partial:
         partial.mkdir()
         for split, table in said.items():

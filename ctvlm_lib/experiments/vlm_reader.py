@@ -50,6 +50,7 @@ class VlmReader:
         written: closed answers are written, too. Small decoders write a letter and another choice's words, which is an
             answer that can't be read; it has no confidence.
         store: folder that keeps what the encoder makes of pictures, for other models with the same encoder.
+        most: tokens of an open answer that isn't a report.
     """
 
     def __init__(
@@ -59,9 +60,11 @@ class VlmReader:
         blind: bool = False,
         written: bool = False,
         store: str | Path | None = None,
+        most: int = ROOM,
     ):
         processor.check(model.config)
         self.model, self.processor, self.blind, self.written = model, processor, blind, written
+        self.most = most
         self.channels = processor.channels
         # the released splice overwrites the first token behind the image: each question then has a row of its own
         self.room = 1 if model.config.splice == "as released" else ROW_ROOM
@@ -105,7 +108,7 @@ class VlmReader:
         short = [[i for j, i in places if j == k and (k, i) not in reports] for k in range(len(asked))]
         texts = short_answers(
             self.model, self.processor, [[asked[k][i] for i in those] for k, those in enumerate(short)], features,
-            most=ROOM, room=self.room,
+            most=self.most, room=self.room,
         )  # fmt: skip
         for k, those in enumerate(short):
             for i, text in zip(those, texts[k], strict=True):

@@ -4,7 +4,6 @@ Beside an arm's scores lies ``table.csv`` with every measure and its interval; `
 ``ctvlm verify`` computes it again from the scores.
 """
 
-import io
 from pathlib import Path
 
 import pandas as pd
@@ -16,14 +15,13 @@ from ctvlm_lib.evaluate.paired import PairedDifference
 from ctvlm_lib.experiments.local_global import PREFIX
 from ctvlm_lib.experiments.local_global_protocol import FILES, load
 from ctvlm_lib.experiments.local_global_tables import READINGS, TABLE, Store, measures_of
-from ctvlm_lib.ledger import contrasts
+from ctvlm_lib.ledger import own_protocol
 from ctvlm_lib.ledger.contrasts import Contrast
 from ctvlm_lib.ledger.published import Published
 from ctvlm_lib.ledger.quantities import Aligned
-from ctvlm_lib.records.committed import as_it_stands
 
 PAPER = "medvista3d"
-NAME, TOLERANCE = TABLE, 2e-6
+NAME = TABLE
 COLUMNS = ["split", "reading", "wording", "measure", "labels", "patients", "value", "low", "high"]
 ROWS = {  # a published row: (arm, how it is asked about regions)
     "CLIP": ("global", READINGS[1]),
@@ -87,49 +85,18 @@ def write_table(folder: Path) -> Path:
 
 def compare(stored: str, again: str) -> list[str]:
     """What differs between a stored table and the one that the scores give now, a sentence each."""
-    left, right = (pd.read_csv(io.StringIO(text), keep_default_na=False) for text in (stored, again))
-    if list(left.columns) != COLUMNS or len(left) != len(right):
-        return [f"{NAME}: has other columns or rows than the scores give; write it again with `ctvlm verify --update`"]
-    told = []
-    for (_, old), (_, new) in zip(left.iterrows(), right.iterrows(), strict=True):
-        what = " ".join(str(new[name]) for name in COLUMNS[:4])
-        if list(old[COLUMNS[:6]].map(str)) != list(new[COLUMNS[:6]].map(str)):
-            told.append(f"{NAME}: has other rows than the scores give; {what} isn't where it belongs")
-        for name in COLUMNS[6:]:
-            if abs(float(old[name]) - float(new[name])) > TOLERANCE:
-                told.append(f"{new['split']}.npz: {name} of {what} is {new[name]}, and {NAME} says {old[name]}")
-    return told
+    return own_protocol.compare(stored, again, NAME, COLUMNS, named=4)
 
 
 def problems(record: dict, seed: int) -> list[str]:
     """What an arm's record lacks, or that can't be so."""
     wanted = ("profile", "hardware", "commit", "recipe")
-    told = [f"record.json: lacks {name}" for name in wanted if not record.get(name)]
-    under = record.get("local_global_protocol") or {}
-    here = as_it_stands(FILES)
-    version = load()["version"]
-    if not under:
-        told.append("record.json: lacks the protocol's version and sha256")
-    elif under.get("version") == version and under.get("sha256") != here.sha256:
-        told.append("record.json: another protocol of the same version; one of the two was changed without saying so")
-    elif not 1 <= int(under.get("version", 0)) <= version:
-        told.append(f"record.json: protocol version {under.get('version')}, and here it is {version}")
-    if record.get("seed") != seed:
-        told.append(f"record.json: its seed is {record.get('seed')!r}, and the folder's name says {seed}")
-    return told
+    return own_protocol.problems(record, seed, "local_global_protocol", FILES, wanted)
 
 
 def listed_contrasts() -> tuple[Contrast, ...]:
     """The protocol's contrasts, in the form that all are judged in."""
-    made = []
-    for one in load()["contrast"]:
-        left, right = one["paper"] or (None, None)
-        made.append(
-            Contrast(one["name"], PAPER if one["table"] else "workbook", one["table"], one["left"], one["right"],
-                     one["measure"], "", one["sign"], primary=one["primary"], paper_left=left, paper_right=right,
-                     paper_unit="%" if one["paper"] else "", note=one["note"])
-        )  # fmt: skip
-    return tuple(made)
+    return own_protocol.listed(load(), PAPER)
 
 
 def difference(contrast: Contrast, store: Store) -> dict[int, PairedDifference]:
@@ -156,26 +123,8 @@ def verdicts(store: Store | None = None, profile: str = "full") -> pd.DataFrame:
     """All contrasts, measured and judged; those whose arms or seeds aren't all there yet say so.
 
     Returns:
-        name, table, left, right, measure, published (points), difference, low, high (points), p after Holm, seeds,
-        detectable (points), verdict.
+        :data:`ctvlm_lib.ledger.own_protocol.COLUMNS`: published and ours in points.
     """
     store, every = store or Store(), listed_contrasts()
-    measured = {one.name: (one, found) for one in every if (found := difference(one, store))}
-    judged = dict(zip(measured, contrasts.judge_all(measured.values(), profile, every), strict=True))
-    rows = []
-    for one in every:
-        published = one.paper_difference
-        row = {"name": one.name, "table": one.table, "left": one.left, "right": one.right, "measure": one.metric}
-        row |= {"published": None if published is None else round(published, 2), "verdict": "not measured yet"}
-        if one.name in judged:
-            said = judged[one.name]
-            wanted = load()["training"]["seeds"]
-            waits = one.primary and profile != "quick" and len(said.seeds) < len(wanted)
-            verdict = f"{len(said.seeds)} of {len(wanted)} seeds" if waits else said.verdict
-            row |= {"difference": round(100 * said.value, 1), "low": round(100 * said.low, 1),
-                    "high": round(100 * said.high, 1), "p after Holm": said.p_holm, "seeds": len(said.seeds),
-                    "detectable": round(100 * said.detectable, 1), "verdict": verdict}  # fmt: skip
-        rows.append(row)
-    columns = ["name", "table", "left", "right", "measure", "published", "difference", "low", "high", "p after Holm",
-               "seeds", "detectable", "verdict"]  # fmt: skip
-    return pd.DataFrame(rows, columns=columns).astype({"seeds": "Int64"})
+    measured = {one.name: difference(one, store) for one in every}
+    return own_protocol.judged(every, measured, load()["training"]["seeds"], profile)

@@ -18,11 +18,11 @@ from ctvlm_lib.errors import BadInput
 from ctvlm_lib.evaluate.choice import score_closed
 from ctvlm_lib.evaluate.intervals import Interval, bootstrap_of_sums, mean_of_sums
 from ctvlm_lib.evaluate.text_registry import ROBERTA
-from ctvlm_lib.experiments import asked, real_arms, vlm_tables
+from ctvlm_lib.experiments import asked, chat_tables, real_arms, uvlm_tables, vlm_tables
 from ctvlm_lib.experiments.local_global_tables import read_table
 from ctvlm_lib.experiments.vlm_tables import ArmAnswers
-from ctvlm_lib.ledger import decoder_sizes, local_global, stored_scores
-from ctvlm_lib.ledger.quantities import Aligned, Quantity, RealScore, Recall, Score, Size
+from ctvlm_lib.ledger import chat, decoder_sizes, local_global, stored_scores, uvlm
+from ctvlm_lib.ledger.quantities import Aligned, Chat, Quantity, RealScore, Recall, Score, Size, Staged
 from ctvlm_lib.records import protocol
 from ctvlm_lib.records.committed import as_it_stands
 from ctvlm_lib.run import run_folder
@@ -88,7 +88,8 @@ class Results:
         for path in (path for root in self.roots for path in sorted(Path(root).glob(f"{arm}*"))):
             name, seed = name_and_seed(path.name)
             if name == arm and path.is_dir():
-                of = {"vlm": ANSWERS, "align": local_global.NAME}.get(arm.partition("-")[0], TABLE)
+                beside = {"vlm": ANSWERS, "align": local_global.NAME, "chat": chat.NAME, "uvlm": uvlm.NAME}
+                of = beside.get(arm.partition("-")[0], TABLE)
                 wanted = ("record.json", of)
                 lost = [one for one in wanted if not (path / one).is_file()]
                 if lost:
@@ -144,9 +145,9 @@ class Results:
         """
         return None if quantity is None else self._measured(quantity, self.real_folders(quantity.arm))
 
-    def _measured(self, quantity: Score | RealScore | Recall | Aligned, folders: dict[int, Path]) -> Measured | None:
+    def _measured(self, quantity: Quantity, folders: dict[int, Path]) -> Measured | None:
         one = {Score: self.score, RealScore: self._real_score, Recall: self._recall,
-               Aligned: self._aligned}[type(quantity)]  # fmt: skip
+               Aligned: self._aligned, Chat: self._chat, Staged: self._staged}[type(quantity)]  # fmt: skip
         found = {seed: interval for seed, path in sorted(folders.items()) if (interval := one(quantity, path))}
         if not found:
             return None
@@ -181,6 +182,16 @@ class Results:
         if path not in self._read:
             self._read[path] = read_table(path)
         return local_global.interval(self._read[path], quantity)
+
+    def _chat(self, quantity: Chat, path: Path) -> Interval | None:
+        if path not in self._read:
+            self._read[path] = chat_tables.read_table(path)
+        return chat.interval(self._read[path], quantity)
+
+    def _staged(self, quantity: Staged, path: Path) -> Interval | None:
+        if path not in self._read:
+            self._read[path] = uvlm_tables.read_table(path)
+        return uvlm.interval(self._read[path], quantity)
 
     def _recall(self, quantity: Recall, path: Path) -> Interval | None:
         rows = pd.read_csv(path / TABLE)

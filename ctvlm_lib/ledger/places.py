@@ -15,10 +15,12 @@ from dataclasses import dataclass, replace
 
 from ctvlm_lib.alignment import arms as pretraining
 from ctvlm_lib.evaluate.text_papers import variant_for
+from ctvlm_lib.experiments.chat_arms import ARMS as CHATS
 from ctvlm_lib.experiments.local_global import ARMS as ALIGNED
+from ctvlm_lib.experiments.uvlm import ARMS as STAGED
 from ctvlm_lib.experiments.vlm_arms import ARMS
 from ctvlm_lib.experiments.vlm_tables import pooled_kinds
-from ctvlm_lib.ledger import local_global, real_places
+from ctvlm_lib.ledger import chat, local_global, real_places, uvlm
 from ctvlm_lib.ledger.decoder_sizes import UVLM
 from ctvlm_lib.ledger.published import Published
 from ctvlm_lib.ledger.quantities import Quantity, Recall, Score, Size
@@ -123,14 +125,23 @@ def _retrieval(cell: Published) -> Place:
 def _medvista3d(cell: Published) -> Place:
     if "UniMISS" in cell.row:
         return Place(DATA, why="needs UniMISS's weights and CT-RATE", built=False)
-    if cell.row == "MedVista3D-LLaVA":
-        return Place(ANALOGUE, why="phantoms for CT-RATE; its language model isn't trained on this encoder yet",
-                     built=False)  # fmt: skip
+    if cell.table == "T3":
+        return _chat(cell)
     found = local_global.quantity(cell)
     if found is None:
         return Place(NOT, why=_OTHER)
     other = "another scanner's phantoms for Rad-ChestCT" if cell.table == "T2" else "phantoms for CT-RATE"
     why = f"{other}; a small transformer on the tokens of a frozen encoder that was trained with finding masks"
+    return Place(ANALOGUE, found, why, "55")
+
+
+def _chat(cell: Published) -> Place:
+    found = chat.quantity(cell)
+    if found is None:
+        return Place(NOT, why=_OTHER)
+    aligned = "reports alone" if cell.row == "CT-CHAT" else "reports and regions' sentences, as they are and enriched"
+    why = (f"phantoms for CT-RATE, an encoder aligned on {aligned}, the ladder's smallest decoder; long answers are"
+           " what a report says of a region")  # fmt: skip
     return Place(ANALOGUE, found, why, "55")
 
 
@@ -143,11 +154,17 @@ def _uvlm(cell: Published) -> Place:
         return Place(EXACT, Size(named), f"counted from the shape of {named}; the paper prints what the name says")
     if cell.table == "T2" and not cell.row.startswith("U-VLM") or cell.row.startswith(("M3D", "RadFM")):
         return Place(NOT, why=_OTHER)
-    if cell.row.startswith("nnU-Net"):
-        return Place(DATA, why="needs nnU-Net's training on AbdomenAtlas 3.0", built=False)
-    if "decoder Q4B" in cell.condition:
-        return Place(DATA, why="needs Qwen3-4B and the real data sets", built=False)
-    return Place(ANALOGUE, why="phantoms for CT-RATE and AbdomenAtlas; the U-Net isn't built yet", built=False)
+    found = uvlm.quantity(cell)
+    if found is None:
+        if "decoder Q4B" in cell.condition:
+            return Place(DATA, why="needs Qwen3-4B, all of it tuned, and the real data sets", built=False)
+        return Place(DATA, why="needs AbdomenAtlas 3.0; the cohort has one set of reports, scored beside CT-RATE's",
+                     built=False)  # fmt: skip
+    abdomen = "AbdomenAtlas" in cell.group
+    why = (
+        "lesions of liver, kidney and spleen for AbdomenAtlas's" if abdomen else "the cohort's 18 labels for CT-RATE's"
+    )
+    return Place(ANALOGUE, found, f"phantoms and a small U-Net; {why}")
 
 
 _PAPERS = {"contour": _prompts, "dualbox": _prompts, "med3dvlm": _med3dvlm, "medvista3d": _medvista3d, "uvlm": _uvlm}
@@ -162,6 +179,6 @@ def _with_command(made: Place) -> Place:
     arm = getattr(made.quantity, "arm", "")
     if not arm:
         return made
-    if arm not in ARMS and arm not in pretraining.ARMS and arm not in ALIGNED:
+    if not any(arm in arms for arms in (ARMS, pretraining.ARMS, ALIGNED, CHATS, STAGED)):
         raise KeyError(f"{arm} is no arm of the library")
     return replace(made, command=f"ctvlm arm {arm}")

@@ -76,6 +76,32 @@ class Aligned:
 
 
 @dataclass(frozen=True)
+class Chat:
+    """A measure of a chat arm on the test split, in the paper's scale, see :mod:`ctvlm_lib.experiments.chat_tables`.
+
+    Attributes:
+        arm: "chat-full", … task: "long answer", … measure: "BLEU-1", …
+    """
+
+    arm: str
+    task: str
+    measure: str
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A measure of one of U-VLM's arms on the test split, see :mod:`ctvlm_lib.experiments.uvlm_tables`.
+
+    Attributes:
+        arm: "uvlm-cls-CL", … measure: "labels F1", "BLEU-mean", … percent: the published number is in percent.
+    """
+
+    arm: str
+    measure: str
+    percent: bool = False
+
+
+@dataclass(frozen=True)
 class Size:
     """Parameters of a decoder, 10⁹.
 
@@ -86,4 +112,4 @@ class Size:
     decoder: str
 
 
-Quantity = Score | RealScore | Recall | Aligned | Size
+Quantity = Score | RealScore | Recall | Aligned | Chat | Staged | Size

@@ -4,27 +4,31 @@ import re
 
 from ctvlm_lib.evaluate.text_papers import variant_for
 from ctvlm_lib.experiments.vlm_tables import pooled_kinds
+from ctvlm_lib.ledger import local_global
 from ctvlm_lib.ledger.published import Published
-from ctvlm_lib.ledger.quantities import RealScore, Recall
+from ctvlm_lib.ledger.quantities import Aligned, RealScore, Recall
 from ctvlm_lib.records import protocol
 from ctvlm_lib.records.m3d import QUESTION_TYPES
 
 PROMPTS = {
     "no prompt": "none", "contour (VISTA-Prompt)": "contour", "positive box only": "box", "dual-polarity boxes": "dual",
 }  # fmt: skip
+ALIGNED = ("T1", "T4", "T5")  # of MedVista3D; T2 asks about Rad-ChestCT
 RETRIEVAL = {"ViT3D CLIP": "vit3d-clip-m3d", "DCFormer CLIP": "dcformer-clip-m3d", "Med3DVLM": "dcformer-siglip-m3d"}
 
 
-def quantity(cell: Published) -> RealScore | Recall | None:
+def quantity(cell: Published) -> RealScore | Recall | Aligned | None:
     """What stands beside a number if the real data are there; None where this workbook can't have it even then."""
     if cell.value is None:
         return None
     if cell.paper in ("contour", "dualbox"):
         return _prompts(cell)
+    if cell.paper == "medvista3d":
+        return local_global.quantity(cell) if cell.table in ALIGNED else None
     return _med3dvlm(cell) if cell.paper == "med3dvlm" else None
 
 
-def command(found: RealScore | Recall | None) -> str:
+def command(found: RealScore | Recall | Aligned | None) -> str:
     """What makes it, "" for nothing."""
     if found is None:
         return ""

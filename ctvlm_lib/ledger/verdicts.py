@@ -7,8 +7,9 @@ import pandas as pd
 
 from ctvlm_lib.alignment.scoring import Predictions
 from ctvlm_lib.evaluate.paired import PairedDifference, paired_difference
+from ctvlm_lib.experiments import uvlm_tables
 from ctvlm_lib.experiments.local_global_tables import Store
-from ctvlm_lib.ledger import contrasts, local_global
+from ctvlm_lib.ledger import chat, contrasts, local_global, uvlm
 from ctvlm_lib.ledger.contrasts import Contrast
 from ctvlm_lib.ledger.ours import Results
 from ctvlm_lib.ledger.places import BATCH
@@ -35,7 +36,12 @@ def verdicts(paper: str, results: Results | None = None) -> pd.DataFrame:
 
     results = results or Results()
     if paper == local_global.PAPER:
-        found = local_global.verdicts(Store(tuple(results.roots)))
+        roots = tuple(results.roots)  # two protocols, and so two families
+        found = pd.concat([local_global.verdicts(Store(roots)), chat.verdicts(roots)], ignore_index=True)
+        found = found[found["table"] != ""].rename(columns={"measure": "metric"})
+        return found.assign(stratum="", decoders="")[list(COLUMNS)]
+    if paper == uvlm.PAPER:
+        found = uvlm.verdicts(uvlm_tables.Store(tuple(results.roots)))
         found = found[found["table"] != ""].rename(columns={"measure": "metric"})
         return found.assign(stratum="", decoders="")[list(COLUMNS)]
     wanted = [one for one in contrasts.load() if one.primary and one.paper == paper]

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from ctvlm_lib.alignment.arm_tables import RESULTS
+from ctvlm_lib.alignment.arm_tables import RESULTS, name_and_seed
 from ctvlm_lib.errors import BadInput
-from ctvlm_lib.experiments import answers, asked
+from ctvlm_lib.experiments import answers, asked, chat_tables
+from ctvlm_lib.experiments import uvlm as staged
 from ctvlm_lib.experiments.answers import AS_ASKED
 from ctvlm_lib.experiments.asked import Asked
-from ctvlm_lib.ledger import local_global, record_checks, stored_tables, sums
+from ctvlm_lib.ledger import chat, local_global, record_checks, stored_tables, sums, uvlm
 from ctvlm_lib.ledger.record_checks import Under
 
 SPLITS = ("validation", "test")
@@ -137,6 +138,16 @@ def _look(path: Path, found: Folder, against: Against) -> None:
     if path.name.startswith(local_global.PREFIX):
         _local_global(path, found, against)
         return
+    if path.name.startswith(chat_tables.PREFIX):
+        _chat(path, found, against)
+        return
+    if path.name.startswith(staged.PREFIX):
+        if path.name == staged.TRUTH:
+            found.holds = "what is true of the patients that U-VLM's arms are asked about"
+            return
+        _own_protocol(path, found, against, uvlm)
+        found.holds = f"{found.table.count(chr(10)) - 1} measures of an arm of U-VLM"
+        return
     said = [split for split in SPLITS if (path / f"{split}.npz").is_file()]
     retrieval = (path / PREDICTIONS).is_file()
     if not (path / record_checks.NAME).is_file():
@@ -160,17 +171,36 @@ def _local_global(path: Path, found: Folder, against: Against) -> None:
     if path.name == TRUTH:
         found.holds = "what is true of the patients that the local–global arms are asked about"
         return
+    _own_protocol(path, found, against, local_global)
+    found.holds = f"{found.table.count(chr(10)) - 1} measures of local and global alignment"
+
+
+def _chat(path: Path, found: Folder, against: Against) -> None:
+    """An arm of chat, or what these are asked."""
+    if path.name == chat_tables.QUESTIONS:
+        found.holds = chat.holds(path)
+        return
+    _own_protocol(path, found, against, chat)
+    found.problems += chat.against_encoder(found.record, against.checkpoints)
+    counted = found.record.get("rows") or {}
+    for split in counted:
+        said, questions = chat_tables.said(path, split), chat_tables.questions(split, path.parent)
+        found.problems += [f"{split}.npz: {text}" for text in _rows(said, counted[split], found.record, questions)]
+    found.holds = f"{sum(counted.values()):,} answers of a chat arm"
+
+
+def _own_protocol(path: Path, found: Folder, against: Against, kind) -> None:
+    """An arm with a protocol and a table of its own; ``kind`` is the ledger's module of such arms."""
     found.record, told = record_checks.read(path)
-    found.problems += told or local_global.problems(found.record, local_global.name_and_seed(path.name)[1])
+    found.problems += told or kind.problems(found.record, name_and_seed(path.name)[1])
     found.notes += record_checks.circumstances(found.record)
     found.problems += record_checks.against_checkpoint(path.name, found.record, against.checkpoints)
-    found.table = local_global.table_text(path)
-    found.holds = f"{found.table.count(chr(10)) - 1} measures of local and global alignment"
-    stored = path / local_global.NAME
+    found.table = kind.table_text(path)
+    stored = path / kind.NAME
     if found.listed and not stored.is_file():
-        found.problems.append(f"{local_global.NAME}: isn't there; write it with `ctvlm verify --update`")
+        found.problems.append(f"{kind.NAME}: isn't there; write it with `ctvlm verify --update`")
     elif found.listed:
-        found.problems += local_global.compare(stored.read_text(encoding="utf-8"), found.table)
+        found.problems += kind.compare(stored.read_text(encoding="utf-8"), found.table)
 
 
 def _record(name: str, found: Folder, answered: bool, against: Against) -> list[str]:

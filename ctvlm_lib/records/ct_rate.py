@@ -25,7 +25,7 @@ from ctvlm_lib.records import table
 from ctvlm_lib.records.ct_rate_volume import METADATA_COLUMNS, load_volume
 from ctvlm_lib.records.record import Record
 
-__all__ = ["LABELS", "REPORT_QUESTION", "load_volume", "metadata", "read"]
+__all__ = ["LABELS", "REPORT_QUESTION", "labels", "load_volume", "metadata", "places", "read", "reports"]
 
 LABELS = (  # verbatim and in the published order
     "Medical material", "Arterial wall calcification", "Cardiomegaly", "Pericardial effusion",
@@ -83,20 +83,50 @@ def metadata(folder: str | Path, split: str) -> dict[str, dict[str, str]]:
     return {_parts(name, split, path.name)[0]: row for name, row in found.items()}
 
 
+def reports(folder: str | Path, split: str) -> tuple[dict[str, str], list[str]]:
+    """Volume name → its report, findings, then impression; and notes. A report that says neither isn't there.
+
+    Raises:
+        BadInput: no such split, a column is missing, or two rows of a volume that say different things.
+    """
+    path = _table_path(folder, split, "radiology_text_reports", "reports")
+    notes: list[str] = []
+    found = {name: _report_text(row) for name, row in _table_of(path, _REPORT_COLUMNS, split, notes).items()}
+    return {name: text for name, text in found.items() if text}, notes
+
+
+def labels(folder: str | Path, split: str) -> tuple[dict[str, tuple[bool, ...]], list[str]]:
+    """Volume name → which of ``LABELS`` it has, in their order; and notes.
+
+    Raises:
+        BadInput: as :func:`reports`, an unknown label, or a cell that is neither 0 nor 1.
+    """
+    path = _table_path(folder, split, "multi_abnormality_labels", "predicted_labels")
+    notes: list[str] = []
+    found = _labels_of(path, split, notes)
+    return {name: tuple(row[label] == "Yes" for label in LABELS) for name, row in found.items()}, notes
+
+
+def _table_path(folder: str | Path, split: str, below: str, kind: str) -> Path:
+    folder = table.existing_folder(folder)
+    (split,) = table.wanted_splits(split, tuple(_SHORT))
+    short = _SHORT[split] if kind == "predicted_labels" else split
+    return folder / f"{_base(folder)}{below}" / f"{short}_{kind}.csv"
+
+
 def _read_split(
     folder: Path, split: str, files: table.Files, notes: list[str], refused: dict[str, str]
 ) -> Iterator[Record | None]:
     base = _base(folder)
-    reports_csv = folder / f"{base}radiology_text_reports" / f"{split}_reports.csv"
-    labels_csv = folder / f"{base}multi_abnormality_labels" / f"{_SHORT[split]}_predicted_labels.csv"
-    reports = _table_of(reports_csv, _REPORT_COLUMNS, split, notes)
-    labels = _labels_of(labels_csv, split, notes)
+    reports_csv = _table_path(folder, split, "radiology_text_reports", "reports")
+    told = _table_of(reports_csv, _REPORT_COLUMNS, split, notes)
+    shown = _labels_of(_table_path(folder, split, "multi_abnormality_labels", "predicted_labels"), split, notes)
     silent, fixed, raw = 0, 0, 0
-    for name in {**reports, **labels}:  # the order of the tables, each once
+    for name in {**told, **shown}:  # the order of the tables, each once
         patient, candidates = places(name, base)
-        text = _report_text(reports[name]) if name in reports else ""
-        silent += name in reports and not text
-        path = files.find(*candidates, count=bool(text) + len(labels.get(name, ())))
+        text = _report_text(told[name]) if name in told else ""
+        silent += name in told and not text
+        path = files.find(*candidates, count=bool(text) + len(shown.get(name, ())))
         if path is None:
             continue
         fixed, raw = fixed + ("_fixed/" in path), raw + ("_fixed/" not in path)
@@ -104,7 +134,7 @@ def _read_split(
         if text:
             report = {"kind": "report", "form": "open", "question": REPORT_QUESTION, "answer": text}
             yield table.make_record(refused, name, id=f"ct-rate:{name}:report", **shared, **report)
-        for label, answer in labels.get(name, {}).items():
+        for label, answer in shown.get(name, {}).items():
             present = {"kind": "presence", "form": "closed", "question": _question(label), "answer": answer}
             yield table.make_record(refused, name, id=f"ct-rate:{name}:{label}", **shared, **present)
     if silent:

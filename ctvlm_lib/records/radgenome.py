@@ -32,6 +32,7 @@ from typing import NamedTuple
 from ctvlm_lib import anatomy
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.records import naming, table
+from ctvlm_lib.records.radgenome_places import SHORT, base_of, places, table_path
 from ctvlm_lib.records.record import Record, region_name
 from ctvlm_lib.volume import load
 
@@ -59,7 +60,6 @@ QUESTIONS = {  # kind: (about a region, about the whole scan)
     "size": ("How large is the {finding} in the {region}?", "How large is the {finding}?"),
     "disorder": ("Which disorders does this CT show?", "Which disorders does this CT show?"),
 }
-_SHORT = {"train": "train", "validation": "valid"}
 _NO_REGION = ("", "others", "whole scan")  # path ends that no mask belongs to
 
 
@@ -83,7 +83,7 @@ def read(
     folder = table.existing_folder(folder)
     files = table.Files(folder, check=(lambda path: load(path, check=False)) if check_volumes else None)
     reader = _Reader(folder, files, name_region)
-    splits = table.wanted_splits(split, tuple(_SHORT))
+    splits = table.wanted_splits(split, tuple(SHORT))
     records = [record for name in splits for kind in _KINDS for record in reader.records(name, kind)]
     if not reader.tables:
         raise BadInput(
@@ -119,7 +119,7 @@ class _Reader:
     def __init__(self, folder: Path, files: table.Files, name_region: bool) -> None:
         self.folder, self.files, self.name_region = folder, files, name_region
         self.masks = table.Files(folder)  # masks are never opened here: there are up to 197 a volume
-        self.base = "dataset/" if (folder / "dataset").is_dir() else ""
+        self.base = base_of(folder)
         self.tables, self.absent = [], []
         self.seen: Counter[str] = Counter()
         self.refused: dict[str, str] = {}
@@ -150,13 +150,9 @@ class _Reader:
                 yield record
 
     def _table(self, name: str) -> Path | None:
-        for below in ("radgenome_files", "radgenome_files/subset_2000"):
-            path = self.folder / f"{self.base}{below}" / name
-            if path.is_file():
-                self.tables.append(path)
-                return path
-        self.absent.append(name)
-        return None
+        path = table_path(self.folder, name)
+        (self.absent if path is None else self.tables).append(name if path is None else path)
+        return path
 
     def _question(self, kind: str, row: dict[str, str]) -> tuple[str, bool]:
         """The question, and whether its words name the region."""
@@ -200,26 +196,18 @@ class _Reader:
 
     def _volume(self, name: str, split: str, kind: str, line: int) -> tuple[str, str | None]:
         """The patient, and the volume's path if it is there."""
-        stem = name.removesuffix(".nii.gz")
-        parts = stem.split("_")
-        if len(parts) != 4 or parts[0] != _SHORT[split]:
-            raise BadInput(
-                f"{split}_{_KINDS[kind].file}.csv, line {line}: the volume {name!r} is expected to be called such as"
-                f" {_SHORT[split]}_1_a_1.nii.gz"
-            )
-        where, number, scan, _ = parts
-        patient = f"{where}_{number}"
-        folder = f"{self.base}{where}_preprocessed/{patient}"
-        # train_1a as published; train_1_a as in CT-RATE, from which some copies were made
-        path = self.files.find(f"{folder}/{patient}{scan}/{stem}.nii.gz", f"{folder}/{patient}_{scan}/{stem}.nii.gz")
-        return patient, path
+        try:
+            patient, candidates = places(name, split, self.base)
+        except BadInput as problem:
+            raise BadInput(f"{split}_{_KINDS[kind].file}.csv, line {line}: {problem}") from None
+        return patient, self.files.find(*candidates)
 
     def _mask(self, stem: str, split: str, anatomy_path: str) -> str | None:
         head, leaf = anatomy_path.split("/")[0].strip(), anatomy_path.rsplit("/", 1)[-1].strip()
-        if leaf in _NO_REGION or head in _NO_REGION or not self._has_masks(_SHORT[split]):
+        if leaf in _NO_REGION or head in _NO_REGION or not self._has_masks(SHORT[split]):
             return None
-        fine = f"{self.base}{_SHORT[split]}_anatomy_mask/seg_{stem}/{leaf}.nii.gz"
-        coarse = f"{self.base}{_SHORT[split]}_region_mask/seg_{stem}/{head}.nii.gz"
+        fine = f"{self.base}{SHORT[split]}_anatomy_mask/seg_{stem}/{leaf}.nii.gz"
+        coarse = f"{self.base}{SHORT[split]}_region_mask/seg_{stem}/{head}.nii.gz"
         found = self.masks.find(fine, coarse)
         self.seen["coarse"] += found == coarse and head != leaf
         return found
@@ -245,7 +233,7 @@ class _Reader:
             yield f"{table.plural(seen['empty'], 'row')} without an answer, left out"
         if seen["coarse"]:
             yield f"{table.plural(seen['coarse'], 'record')} with the mask of a whole region, for want of the finer one"
-        for short in _SHORT.values():
+        for short in SHORT.values():
             if seen[f"treeless:{short}"]:
                 yield f"neither {short}_anatomy_mask nor {short}_region_mask is there: no masks for this split"
         unknown = [key.removeprefix("unknown:") for key in seen if key.startswith("unknown:")]

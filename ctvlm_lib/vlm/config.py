@@ -11,7 +11,7 @@ from ctvlm_lib.encoder.model import DCFormer
 from ctvlm_lib.errors import BadInput
 
 SPLICES = ("placeholders", "as released")
-ENCODERS = ("ctvlm_dcformer", "ctvlm_vit3d")
+ENCODERS = ("ctvlm_dcformer", "ctvlm_vit3d", "ctvlm_stemmed")
 
 
 class CtvlmConfig(PretrainedConfig):
@@ -157,13 +157,17 @@ def encoder_config(encoder: PretrainedConfig | Mapping) -> PretrainedConfig:
 
 
 def encoder_classes(model_type: str) -> tuple[type, type]:
-    """Configuration and model of an encoder; the transformer's module is imported only for it, as MONAI takes long."""
+    """Configuration and model of an encoder; a transformer's module is imported only for it, as MONAI takes long."""
     if model_type not in ENCODERS:
         raise BadInput(f"no encoder here has model_type {model_type!r}; choose one of {', '.join(ENCODERS)}")
     if model_type == "ctvlm_vit3d":
         from ctvlm_lib.encoder.vit import ViT3D
 
         return ViT3D.config_class, ViT3D
+    if model_type == "ctvlm_stemmed":
+        from ctvlm_lib.encoder.stemmed import Stemmed
+
+        return Stemmed.config_class, Stemmed
     return DCFormerConfig, DCFormer
 
 

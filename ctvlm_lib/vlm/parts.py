@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ctvlm_lib import checkpoints
 from ctvlm_lib.alignment.checkpoints import load as load_aligned
 from ctvlm_lib.encoder.model import TokenEncoder
 from ctvlm_lib.encoder.released import load_released
@@ -21,7 +22,7 @@ def encoder_of(config: "Finetuning", folder: str | Path) -> TokenEncoder:
     """The encoder: a checkpoint of the workbook, or with ``variant`` a DCFormer in one of its released layouts.
 
     Args:
-        config: names it.
+        config: names it; of an arm of local and global alignment, "align-full", it comes with its stem.
         folder: of checkpoints.
 
     Raises:
@@ -29,6 +30,10 @@ def encoder_of(config: "Finetuning", folder: str | Path) -> TokenEncoder:
     """
     if config.variant:
         return load_released(config.encoder, config.variant, profile="paper").encoder
+    if "recipe" in checkpoints.record(config.encoder, folder):  # of a local–global arm
+        from ctvlm_lib.alignment.local_global_saving import read_encoder  # brings MONAI along, which takes seconds
+
+        return read_encoder(Path(folder) / config.encoder)
     return load_aligned(Path(folder) / config.encoder)[0].encoder
 
 

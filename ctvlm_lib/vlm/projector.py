@@ -25,6 +25,7 @@ from ctvlm_lib.vlm.projector_mixer import Mixer, token_schedule
 from ctvlm_lib.vlm.projector_streams import (
     RELEASED_HIGH,
     RELEASED_LOW,
+    AveragedPerceptron,
     HighPerceptron,
     LowHighPerceptron,
     Projector,
@@ -86,13 +87,34 @@ def mixer_1x(low=RELEASED_LOW, high=RELEASED_HIGH, *, hidden_size: int, **option
     return mixer(low, high, hidden_size=hidden_size, layers=1, **options)
 
 
-def mlp(low=RELEASED_LOW, high=RELEASED_HIGH, *, hidden_size: int, depth: int = 2) -> HighPerceptron:
-    """A perceptron on each token of the last stage, the paper's 2xMLP."""
+def mlp(
+    low=RELEASED_LOW,
+    high=RELEASED_HIGH,
+    *,
+    hidden_size: int,
+    depth: int = 2,
+    grid: Sequence[int] = (),
+    block: Sequence[int] = (),
+) -> Projector:
+    """A perceptron on each token of the last stage, the paper's 2xMLP.
+
+    Args:
+        low, high: (tokens, channels) of the streams.
+        hidden_size: width of the decoder.
+        depth: linear layers.
+        grid, block: with both, averages of the low tokens are read instead: (D, H, W) of these tokens, and how many
+            along each axis become one. Encoders whose last stages differ can then be compared.
+
+    Raises:
+        BadInput: sizes that don't fit.
+    """
     check_sizes(low, high, hidden_size)
+    if grid or block:
+        return AveragedPerceptron(low, high, hidden_size, _checked_depth(depth, 1), grid, block)
     return HighPerceptron(low, high, hidden_size, _checked_depth(depth, 1))
 
 
-def linear(low=RELEASED_LOW, high=RELEASED_HIGH, *, hidden_size: int) -> HighPerceptron:
+def linear(low=RELEASED_LOW, high=RELEASED_HIGH, *, hidden_size: int) -> Projector:
     """One matrix on each token of the last stage; the tables don't list it, M3D-LaMed has one."""
     return mlp(low, high, hidden_size=hidden_size, depth=1)
 

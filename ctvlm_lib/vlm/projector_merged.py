@@ -9,8 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ctvlm_lib.errors import BadInput
-from ctvlm_lib.vlm.projector_streams import Perceptron, Projector
+from ctvlm_lib.vlm.projector_streams import Perceptron, Projector, blocks_of
 
 
 class Merged(Projector):
@@ -29,14 +28,9 @@ class Merged(Projector):
     def __init__(
         self, low: Sequence[int], high: Sequence[int], hidden_size: int, grid: Sequence[int], block: Sequence[int]
     ):
-        cells = [n // b for n, b in zip(grid, block, strict=True)]
-        if torch.Size(grid).numel() != low[0] or any(n % b for n, b in zip(grid, block, strict=True)):
-            raise BadInput(
-                f"{low[0]} tokens on a grid of {tuple(grid)} can't be merged in blocks of {tuple(block)}; give the"
-                " stream's grid, and blocks that divide its sides"
-            )
+        cells = blocks_of(low, grid, block)
         super().__init__(low, high, hidden_size, tokens=torch.Size(cells).numel() + high[0])
-        self.cells, self.block = tuple(cells), tuple(block)
+        self.cells, self.block = cells, tuple(block)
         width = low[1] * torch.Size(block).numel()
         self.low_norm, self.high_norm = nn.LayerNorm(width), nn.LayerNorm(high[1])
         self.low_mlp, self.high_mlp = Perceptron(width, hidden_size), Perceptron(high[1], hidden_size)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ctvlm_lib.errors import BadInput
 
@@ -89,6 +90,25 @@ class HighPerceptron(Projector):
         return self.mm_projector(high)
 
 
+class AveragedPerceptron(Projector):
+    """A perceptron on averages of neighbouring fine tokens; the coarse stream is not read.
+
+    Args:
+        low, high, hidden_size, depth: as of the others.
+        grid: (D, H, W) of the low tokens. block: low tokens along each axis whose average becomes one.
+    """
+
+    def __init__(self, low, high, hidden_size: int, depth: int, grid: Sequence[int], block: Sequence[int]):
+        super().__init__(low, high, hidden_size, tokens=torch.Size(blocks_of(low, grid, block)).numel())
+        self.grid, self.block = tuple(grid), tuple(block)
+        self.mm_projector = Perceptron(low[1], hidden_size, depth).mm_projector
+
+    def project(self, low: Tensor, high: Tensor) -> Tensor:
+        """Each block of low tokens on its own."""
+        volume = low.mT.unflatten(2, self.grid)  # (B, C, D, H, W)
+        return self.mm_projector(functional.avg_pool3d(volume, self.block).flatten(2).mT)
+
+
 class LowHighPerceptron(Projector):
     """Each stream lifted to the decoder's width by its own matrix, the rest shared; low tokens first."""
 
@@ -101,6 +121,21 @@ class LowHighPerceptron(Projector):
     def project(self, low: Tensor, high: Tensor) -> Tensor:
         """Each token on its own."""
         return self.mm_projector(torch.cat([self.low_up_mlp(low), self.high_up_mlp(high)], dim=1))
+
+
+def blocks_of(low: Sequence[int], grid: Sequence[int], block: Sequence[int]) -> tuple[int, ...]:
+    """How many blocks lie along each axis of a stream's grid.
+
+    Raises:
+        BadInput: a grid that isn't the stream's, or that the blocks don't fill.
+    """
+    whole = torch.Size(grid).numel() == low[0] and len(grid) == len(block)
+    if not whole or any(n % b for n, b in zip(grid, block, strict=True)):
+        raise BadInput(
+            f"{low[0]} tokens on a grid of {tuple(grid)} can't be merged in blocks of {tuple(block)}; give the"
+            " stream's grid, and blocks that divide its sides"
+        )
+    return tuple(n // b for n, b in zip(grid, block, strict=True))
 
 
 def check_sizes(low: Sequence[int], high: Sequence[int], hidden_size: int) -> None:

@@ -1,0 +1,300 @@
+"""U-VLM's three stages in miniature: what each learns from, what it says, what is stored, and what follows from it."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from monai.losses import DiceCELoss
+from sklearn.metrics import precision_recall_fscore_support
+
+from ctvlm_lib import checkpoints
+from ctvlm_lib.alignment.classification import QueryClassifier, fit
+from ctvlm_lib.encoder.unet import unet, unet_encoder
+from ctvlm_lib.errors import BadInput
+from ctvlm_lib.evaluate.text import text_scores
+from ctvlm_lib.experiments import uvlm
+from ctvlm_lib.experiments.uvlm import ARMS, ORGANS, PREFIX, World, read, read_said, run, write_said
+from ctvlm_lib.experiments.uvlm_tables import BLEU, Store, f1_of, measures_of, organ_lesions, read_labels
+from ctvlm_lib.ledger import published
+from ctvlm_lib.ledger import uvlm as ledger
+from ctvlm_lib.mask import dice
+from ctvlm_lib.records.report import LABELS
+from ctvlm_lib.segment import unet_training
+from ctvlm_lib.segment.class_maps import ClassMap
+from ctvlm_lib.segment.unet_training import Segmented, class_weights, dice_of, lesion_voxels, segmentation_loss
+from ctvlm_lib.training import Training
+from ctvlm_lib.vlm import report_writer
+
+FEW = {"train": 6, "validation": 10, "test": 12}
+STEPS = {"steps": 2, "batch": 2}
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return World("quick", FEW)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory, world):
+    """A chain of arms: stage 1, 2 and 3; the test split is asked, as nothing of it is kept."""
+    folder = tmp_path_factory.mktemp("uvlm")
+    places = {"checkpoint_folder": folder / "checkpoints", "results": folder / "results", "progress": False}
+    for name, more in (("seg-CL", {"patients": 6}), ("cls-CL", {}), ("rep-CL-cls-skip", {}), ("rep-CL-cls-lora", {})):
+        run(PREFIX + name, 0, world, changes=STEPS | more, **places)
+    uvlm.store_truth(world, folder / "results")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def store(home) -> Store:
+    return Store((home / "results",))
+
+
+# stage 1
+
+
+def test_the_loss_is_dice_and_entropy_at_every_scale_weighted_by_halves():
+    torch.manual_seed(0)
+    target = torch.randint(0, 3, (2, 4, 8, 8))
+    logits = [torch.randn(2, 3, 4, 8, 8), torch.randn(2, 3, 4, 4, 4)]
+    one = DiceCELoss(softmax=True, to_onehot_y=True, include_background=False, batch=True)
+    coarse = target[:, :, 1::2, 1::2]  # of two voxels side by side the second lies nearer to the middle
+    wanted = one(logits[0], target[:, None]) + 0.5 * one(logits[1], coarse[:, None])
+    assert segmentation_loss(logits, target).item() == pytest.approx(wanted.item(), rel=1e-5)
+
+
+def test_rare_classes_weigh_more():
+    target = np.repeat(np.uint8([0, 1, 2]), [90, 9, 1])
+    weights = class_weights(target, 4)
+    assert weights.mean().item() == pytest.approx(1)
+    assert weights[1] / weights[0] == pytest.approx(np.sqrt(10), rel=1e-5)
+    assert weights[3] == weights[2]  # a class that nobody has counts as the rarest
+
+
+def test_dice_of_a_class_is_the_masks_and_nothing_where_it_is_not():
+    rng = np.random.default_rng(0)
+    true, found = rng.integers(0, 3, (2, 3, 4, 5)).astype(np.uint8)[:, None], None
+    true = np.concatenate([true[0], np.zeros_like(true[0])])
+    found = rng.integers(0, 3, true.shape).astype(np.uint8)
+    known = Segmented(("a", "b"), true.astype(np.int16), true, ("background", "liver", "spleen"))
+    got = dice_of(found, known)
+    for k in (1, 2):
+        assert got[0, k - 1] == pytest.approx(dice(found[0] == k, true[0] == k))
+    assert np.isnan(got[1]).all()
+
+
+def test_a_lesion_belongs_to_the_organ_next_to_it():
+    classes = ClassMap.of("phantom", "C+L")
+    liver, kidney, cyst = (classes.names.index(name) for name in ("liver", "kidney", "cyst"))
+    found = np.zeros((3, 4, 12), np.uint8)
+    found[:, :, :4], found[:, :, 8:] = liver, kidney
+    found[1, 1, 1:3], found[1, 2, 8] = cyst, cyst
+    assert lesion_voxels(found, classes, ORGANS).tolist() == [2, 1, 0]
+    assert lesion_voxels(np.zeros_like(found), classes, ORGANS).tolist() == [0, 0, 0]
+    with pytest.raises(BadInput, match="no lesions to count"):
+        lesion_voxels(found, ClassMap.of("phantom", "C"), ORGANS)
+
+
+def test_a_patch_holds_the_foreground_more_often_than_by_chance():
+    target = np.zeros((8, 32, 32), np.uint8)
+    target[0, 0, 0] = 1
+    rng = np.random.default_rng(0)
+    hits = np.mean([target[unet_training._patch(target, rng, (2, 4, 4))].any() for _ in range(300)])
+    assert hits > 0.5 * unet_training.OF_FOREGROUND
+
+
+def test_sliding_windows_of_the_whole_size_are_the_whole(world):
+    model = unet(("background", "liver"), "phantom", seed=0).eval()
+    hu = world.split("test").scans.hu[:2]
+    assert np.array_equal(unet_training.segment(model, hu), unet_training.segment(model, hu, hu.shape[1:]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"classes": ("background", "spleen", "liver")}, "the targets have"),
+        ({"batch": 9}, "larger than the cohort"),
+        ({"patch_dhw_vox": (64, 32, 32)}, "smaller than the patch"),
+    ],
+)
+def test_stage_1_refuses_what_does_not_fit(world, changes, told):
+    known = world.split("train").segmented("C")
+    model = unet(changes.pop("classes", known.classes), "phantom", seed=0)
+    with pytest.raises(BadInput, match=told):
+        unet_training.fit(model, known, Training(1, 1e-3), **{"batch": 2} | changes)
+
+
+def test_labels_outside_of_the_class_map_are_refused():
+    with pytest.raises(BadInput, match="a target holds label 2 and there are 2 classes"):
+        Segmented(("a",), np.zeros((1, 2, 2, 2), np.int16), np.full((1, 2, 2, 2), 2, np.uint8), ("background", "liver"))
+
+
+# stage 2
+
+
+def test_the_classifier_is_equation_2_by_hand():
+    model = QueryClassifier(unet_encoder("phantom", seed=0), ("a", "b", "c"), seed=1)
+    torch.manual_seed(0)
+    features = torch.randn(1, 64, 2, 2, 2)
+    tokens = features[0].flatten(1).T
+    weight, bias = model.attention.in_proj_weight.chunk(3), model.attention.in_proj_bias.chunk(3)
+    query, key, value = ((x @ w.T + b) for x, w, b in zip((model.queries, tokens, tokens), weight, bias, strict=True))
+    heads = []
+    for head in range(4):
+        part = slice(16 * head, 16 * (head + 1))
+        share = (query[:, part] @ key[:, part].T / 4).softmax(dim=1)
+        heads.append(share @ value[:, part])
+    taken = model.norm(model.attention.out_proj(torch.cat(heads, dim=1)))
+    assert torch.allclose(model.head(features)[0], model.linear(taken.flatten()), atol=1e-5)
+
+
+@pytest.mark.parametrize(("rate", "moves"), [(0.0, False), (0.1, True)])
+def test_the_encoder_learns_only_at_a_rate(world, rate, moves):
+    split = world.split("train")
+    model = QueryClassifier(unet_encoder("phantom", seed=0), LABELS)
+    before = model.encoder.stem.convs[0].conv.weight.detach().clone()
+    fit(model, split.scans, split.labels, Training(1, 1e-3, warmup_share=0), 2, rate, progress=False)
+    moved = (model.encoder.stem.convs[0].conv.weight - before).abs().max().item()
+    assert (moved > 0) == moves
+    assert moved <= 1.1 * rate * 1e-3  # AdamW's first step is as long as the rate
+
+
+# stage 3
+
+
+def test_a_patient_without_findings_in_words_is_refused(world):
+    scans = world.split("train").scans
+    silent = replace(scans, reports=("", *scans.reports[1:]))
+    writer = uvlm.build(uvlm.Arm(uvlm.REP))
+    with pytest.raises(BadInput, match="has no findings in words"):
+        report_writer.fit(writer, silent, Training(1, 1e-3), 2, progress=False)
+
+
+def test_kept_features_give_the_loss_of_the_volumes(world):
+    split, writer = world.split("train"), uvlm.build(uvlm.Arm(uvlm.REP, injected=True)).eval()
+    kept = [stage[:2].float() for stage in report_writer.kept_features(writer, split.scans)]
+    volume = torch.from_numpy(report_writer.as_input(split.scans.hu[:2]))[:, None]
+    with torch.no_grad():
+        one, two = writer(kept, split.scans.reports[:2]), writer(writer.features(volume), split.scans.reports[:2])
+    assert one.item() == pytest.approx(two.item(), rel=1e-3)  # kept in 16 bits
+
+
+def test_injection_reads_every_stage_and_the_input_alone_only_the_last():
+    for injected, read_stages in ((True, {1, 2, 3, 4, 5}), (False, {5})):
+        writer = uvlm.build(uvlm.Arm(uvlm.REP, injected=injected))
+        assert {stage for stage in writer.decoder.injection.map if stage} | (set() if injected else {5}) == read_stages
+
+
+# arms
+
+
+def test_every_arm_begins_with_an_arm_of_an_earlier_stage():
+    order = {stage: k for k, stage in enumerate(uvlm.STAGES)}
+    for name, arm in ARMS.items():
+        if arm.start:
+            assert order[ARMS[arm.start].stage] < order[arm.stage], name
+        assert uvlm.described(arm)
+
+
+def test_a_chain_hands_its_encoder_on(home):
+    folder = home / "checkpoints"
+    tensors = [checkpoints.load(f"{PREFIX}{name}", folder)[0] for name in ("cls-CL", "rep-CL-cls-skip")]
+    shared = [name for name in tensors[0] if name.startswith("encoder.")]
+    assert shared and all(torch.equal(tensors[0][name], tensors[1][name]) for name in shared)  # frozen in stage 3
+    other = checkpoints.load(f"{PREFIX}seg-CL", folder)[0]
+    assert not all(torch.equal(tensors[0][name], other[name]) for name in shared)  # tuned in stage 2
+
+
+def test_a_pretrained_decoder_is_not_stored_but_what_learnt_is(home):
+    tensors, record = checkpoints.load(f"{PREFIX}rep-CL-cls-lora", home / "checkpoints")
+    assert any("lora_A" in name for name in tensors) and not any("embed_tokens" in name for name in tensors)
+    assert record["arm"]["lora"] == "large"
+
+
+def test_what_is_asked_again_says_the_same(home, world, store):
+    model = read(f"{PREFIX}cls-CL", home / "checkpoints")
+    said = uvlm.ask(model, world.split("test"), ARMS[f"{PREFIX}cls-CL"])
+    assert np.allclose(said["logits"], store.said(f"{PREFIX}cls-CL", 0, "test")["logits"], atol=2e-3)
+
+
+def test_what_was_said_comes_back_from_its_file(tmp_path):
+    said = {"dice": np.array([[0.5, np.nan]]), "lesion": np.array([[3, 0, 12]]), "report": np.array(["a b", "ü"])}
+    back = read_said(write_said(said, tmp_path / "test.npz"))
+    assert np.array_equal(back["dice"], said["dice"], equal_nan=True)
+    assert back["lesion"].tolist() == said["lesion"].tolist() and back["report"].tolist() == ["a b", "ü"]
+
+
+def test_shares_are_those_of_scikit_learn():
+    rng = np.random.default_rng(0)
+    called, truth = rng.random((2, 40, 5)) < 0.4
+    wanted = precision_recall_fscore_support(truth, called, average="macro", zero_division=0)
+    for measure, value in zip(("precision", "recall", "F1"), wanted, strict=False):
+        assert f1_of(called, truth, np.ones((1, 40)), measure)[0] == pytest.approx(value)
+
+
+def test_a_report_s_measures_are_those_of_its_texts(store):
+    said = store.said(f"{PREFIX}rep-CL-cls-skip", 0, "test")["report"]
+    truth = store.truth("test")
+    found = store.scores(f"{PREFIX}rep-CL-cls-skip", 0)
+    wanted = text_scores(list(said), list(truth["report"]), metrics=list(BLEU))
+    assert found["BLEU-mean"].value == pytest.approx(np.mean(list(wanted.values())) / 100)
+    called = np.array([read_labels(text) for text in said])
+    assert found["lesions F1"].value == f1_of(
+        organ_lesions(called), organ_lesions(truth["labels"]), np.ones((1, len(said)))
+    )
+    assert read_labels(truth["report"][0]) == truth["labels"][0].astype(bool).tolist()
+
+
+def test_a_table_follows_from_what_was_said_and_is_checked(home, store):
+    folder = home / "results" / f"{PREFIX}seg-CL"
+    text = ledger.table_text(folder)
+    ledger.write_table(folder)
+    assert ledger.compare((folder / ledger.NAME).read_text(), text) == []
+    changed = text.replace(",12,", ",11,", 1)
+    assert ledger.compare(changed, text)
+    rows = measures_of(store, f"{PREFIX}seg-CL", 0)
+    assert {"Dice of anatomy", "Dice of lesions", "liver lesions F1"} <= set(rows["measure"])
+    one = Store((home / "results",)).interval(f"{PREFIX}seg-CL", 0, "Dice of anatomy")
+    assert one[0] == pytest.approx(store.scores(f"{PREFIX}seg-CL", 0)["Dice of anatomy"].value, abs=1e-6)
+
+
+def test_every_number_of_ours_stands_beside_an_arm_and_a_measure_that_there_are():
+    shown = {f"BLEU-{n}" for n in (1, 2, 3, 4, "mean")}
+    shown |= {f"{what} {share}" for what in ("labels", "lesions", *(f"{o} lesions" for o in ORGANS))
+              for share in ("F1", "precision", "recall")}  # fmt: skip
+    there = 0
+    for table in ("T2", "T3", "T4", "T5"):
+        for cell in published.table(f"uvlm.{table}"):
+            found = ledger.quantity(cell)
+            if found is not None:
+                assert found.arm in ARMS and found.measure in shown, cell
+                there += 1
+    assert there > 60
+
+
+def test_contrasts_compare_arms_that_there_are():
+    for one in ledger.listed_contrasts():
+        assert {PREFIX + one.left, PREFIX + one.right} <= set(ARMS), one.name
+    table = ledger.verdicts(Store(()))
+    assert set(table["verdict"]) == {"not measured yet"}
+
+
+def test_a_record_says_by_which_arm_and_settings(home):
+    record = json.loads((home / "results" / f"{PREFIX}cls-CL" / "record.json").read_text())
+    assert record["arm"]["start"] == f"{PREFIX}seg-CL" and record["settings"]["steps"] == 2
+    assert "uvlm_protocol" in record and record["seed"] == 0
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (lambda: run("uvlm-rep-all"), "no arm is called"),
+        (lambda: run(f"{PREFIX}cls-none", changes={"speed": 1}, splits=("validation",)), "no setting 'speed'"),
+        (lambda: read("A"), "isn't of an arm of U-VLM"),
+    ],
+)
+def test_bad_input_gets_a_sentence(call, told):
+    with pytest.raises(BadInput, match=told):
+        call()
