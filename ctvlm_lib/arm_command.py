@@ -19,6 +19,9 @@ radgenome-contour-0.5B, m3d-none-7B-2xMLP, m3d-none-released; FILE says where da
 (ctvlm_lib/sources.py shows one):
   ctvlm arm radgenome-contour-0.5B --profile paper --sources FILE
 
+align-NAME trains MedVista3D's encoder on your CT-RATE and RadGenome-ChestCT, after saying what that costs:
+  ctvlm arm align-full --profile paper --sources FILE
+
 several GPUs, or several processes on a CPU (an ordinary `accelerate launch --cpu` starts one process only):
   accelerate launch --multi_gpu --num_processes 8 -m ctvlm_lib arm NAME …
   ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 -m ctvlm_lib arm NAME …

@@ -25,6 +25,9 @@ One concept a file:
     real_cohort  a user's RadGenome-ChestCT or M3D as questions and pictures
     real_arms    models on it: profile paper
     vlm_tables   the papers' tables from what is stored
+    chat_arms    MedVista3D's language model and CT-CHAT's kind on the aligned encoders: trained, asked, stored
+    chat_records, chat_protocol    the four tasks that they are asked, and what is fixed for them
+    chat_tables  Table 3 from what is stored
     vlm_contrasts the protocol's contrasts on it
     scores       accuracy with intervals, paired differences, calibration: tables from tables of answers
 """

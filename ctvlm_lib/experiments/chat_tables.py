@@ -50,13 +50,14 @@ def of_task(table: pd.DataFrame, task: str) -> pd.DataFrame:
     return table[[task_of(kind, form) == task for kind, form in zip(table["kind"], table["form"], strict=True)]]
 
 
-def statistics(rows: pd.DataFrame, columns: Sequence[str] = tuple(COLUMNS)) -> TextStatistics:
+def statistics(rows: pd.DataFrame, columns: Sequence[str] | None = None) -> TextStatistics:
     """Text scores of some answers; those of choices are compared with letter and words of the right one.
 
     Args:
         rows: of a table of answers.
-        columns: of COLUMNS.
+        columns: of COLUMNS; None takes all.
     """
+    columns = tuple(COLUMNS) if columns is None else columns
     wanted = [
         target_text(SimpleNamespace(choices=choices, answer=truth))
         for choices, truth in zip(rows["choices"], rows["truth"], strict=True)
@@ -78,19 +79,19 @@ def right(rows: pd.DataFrame, task: str) -> pd.Series:
     return pd.Series(same, rows.index, dtype=float)
 
 
-def measures(table: pd.DataFrame, split: str = "test", columns: Sequence[str] = tuple(COLUMNS)) -> pd.DataFrame:
+def measures(table: pd.DataFrame, split: str = "test", columns: Sequence[str] | None = None) -> pd.DataFrame:
     """All that is measured of one arm's answers to one split.
 
     Args:
         table: of answers.
         split: its name.
-        columns: which of COLUMNS.
+        columns: which of COLUMNS; None takes all. METEOR asks for the asset ``wordnet``.
 
     Returns:
         split, task, measure, n (answers), patients, then value, low and high: an interval over patients, in the paper's
         scale, which is 0…1, of CIDEr 0…10.
     """
-    found = []
+    found, columns = [], tuple(COLUMNS) if columns is None else columns
     for task in TASKS:
         rows = of_task(table, task)
         if rows.empty:
@@ -174,19 +175,19 @@ def over_seeds(arm: Sequence[pd.DataFrame], task: str, measure: str, split: str 
 
 
 def table_3(
-    roots: Sequence[str | Path] = (RESULTS,), split: str = "test", measures: Sequence[str] = tuple(COLUMNS)
+    roots: Sequence[str | Path] = (RESULTS,), split: str = "test", measures: Sequence[str] | None = None
 ) -> pd.DataFrame:
     """Table 3 in its own shape: a row for each stored arm, under each task its measures, mean over the seeds.
 
     Args:
         roots: see :func:`folders`.
         split: "test" or "validation".
-        measures: columns of COLUMNS, or "right" for what RIGHT says of each task.
+        measures: columns of COLUMNS, or "right" for what RIGHT says of each task; None takes all columns.
 
     Returns:
         rows named by arm; columns (task, measure), values in the paper's scale.
     """
-    made = {}
+    made, measures = {}, tuple(COLUMNS) if measures is None else measures
     for arm, by_seed in folders(roots).items():
         tables = [read_table(path) for _, path in sorted(by_seed.items())]
         wanted = [(task, RIGHT.get(task, "") if name == "right" else name) for task in TASKS for name in measures]
