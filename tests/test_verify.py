@@ -280,6 +280,16 @@ def test_an_archive_under_another_protocol_says_so(whole, tmp_path, capsys):
     assert "the protocol inside isn't that of this installation" in said and "of the same version" in said
 
 
+def test_an_archive_carries_the_protocols_that_some_arms_have_of_their_own(whole, tmp_path):
+    own = tuple(sorted(FILES[0].parent.glob("protocol_*.toml")))
+    path = packed_results.pack(whole, FILES, tmp_path / "a.zip", also=own)
+    with zipfile.ZipFile(path) as archive:
+        assert own and {one.name: one.read_bytes() for one in own}.items() <= {
+            name: archive.read(name) for name in archive.namelist()
+        }.items()
+    assert main(["verify", str(path)]) == 0
+
+
 def test_what_does_not_verify_or_is_not_listed_is_not_packed(copy, tmp_path, capsys):
     out = tmp_path / "a.zip"
     change_record(copy, hardware="")

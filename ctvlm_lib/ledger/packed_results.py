@@ -1,4 +1,4 @@
-"""``ctvlm archive``: predictions, questions, tables, records and protocol in one zip, and its unpacking elsewhere.
+"""``ctvlm archive``: predictions, questions, tables, records and protocols in one zip, and its unpacking elsewhere.
 
 The same results are the same bytes: names are sorted, the time of day is left out, and nothing is compressed (the
 predictions are already). A zip from elsewhere is unpacked into a temporary folder, and only names that an archive of
@@ -21,7 +21,9 @@ from ctvlm_lib.errors import BadInput, atomic_path
 FOLDER = "results"
 PROTOCOL = ("protocol.toml", "contrasts.csv")
 MAX_BYTES, MAX_FILES = 1_000_000_000, 20_000
-_NAME = re.compile(rf"({'|'.join(map(re.escape, PROTOCOL))}|{FOLDER}(/[A-Za-z0-9_+][A-Za-z0-9_.+ -]*){{1,4}})")
+_NAME = re.compile(
+    rf"({'|'.join(map(re.escape, PROTOCOL))}|protocol_[a-z_]+\.toml|{FOLDER}(/[A-Za-z0-9_+][A-Za-z0-9_.+ -]*){{1,4}})"
+)
 _MADE = (1980, 1, 1, 0, 0, 0)
 
 
@@ -35,6 +37,7 @@ def command(args: argparse.Namespace) -> int:
     """Run ``ctvlm archive``: verify, then pack."""
     from ctvlm_lib.alignment.arm_tables import RESULTS
     from ctvlm_lib.ledger.verify_command import verify
+    from ctvlm_lib.records import protocol
     from ctvlm_lib.records.committed import FILES
 
     results = Path(args.results).expanduser() if args.results else RESULTS
@@ -48,18 +51,19 @@ def command(args: argparse.Namespace) -> int:
     new = [folder.name for folder in found if folder.came or not folder.listed]
     if new:
         raise BadInput(f"not all of {', '.join(new)} is listed, so nothing was packed; run ctvlm verify --update first")
-    pack(results, FILES, out)
+    pack(results, FILES, out, also=tuple(sorted(protocol.PATH.parent.glob("protocol_*.toml"))))
     print(f"{len(found)} folders in {out} ({out.stat().st_size / 1e6:.1f} MB); `ctvlm verify {out.name}` checks it")
     return 0
 
 
-def pack(results: Path, protocol: tuple[Path, ...], out: str | Path) -> Path:
+def pack(results: Path, protocol: tuple[Path, ...], out: str | Path, also: tuple[Path, ...] = ()) -> Path:
     """Write an archive of what is listed, whole or not at all.
 
     Args:
         results: with its list of hashes; what isn't listed isn't packed.
         protocol: the protocol's files in the order of PROTOCOL.
         out: of the archive.
+        also: protocols of arms that have one of their own, to be read beside the results.
 
     Raises:
         BadInput: the file exists or can't be written, or something isn't as listed.
@@ -67,7 +71,8 @@ def pack(results: Path, protocol: tuple[Path, ...], out: str | Path) -> Path:
     from ctvlm_lib.ledger import sums
 
     out = _free(out)
-    files = dict(zip(PROTOCOL, protocol, strict=True)) | {f"{FOLDER}/{sums.NAME}": results / sums.NAME}
+    files = dict(zip(PROTOCOL, protocol, strict=True)) | {path.name: path for path in also}
+    files |= {f"{FOLDER}/{sums.NAME}": results / sums.NAME}
     listed = sums.read(results)
     files |= {f"{FOLDER}/{path}": results / path for path in listed}
     changed = [path for path, value in listed.items() if sums.sha256_of(results / path) != value]
