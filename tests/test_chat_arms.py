@@ -27,7 +27,8 @@ from ctvlm_lib.experiments.chat_protocol import FILES, load
 from ctvlm_lib.experiments.chat_records import TASKS, lessons_of, long_answers, task_of, with_tasks
 from ctvlm_lib.experiments.cohort import Cohort
 from ctvlm_lib.ledger import chat as in_ledger
-from ctvlm_lib.ledger import published
+from ctvlm_lib.ledger import published, rows
+from ctvlm_lib.ledger.ours import Results
 from ctvlm_lib.ledger.verify_command import verify
 from ctvlm_lib.records import phantom
 from ctvlm_lib.records.balance import balance
@@ -298,6 +299,12 @@ def test_the_ledger_takes_its_numbers_from_the_table(trained, without_meteor):
     shape = chat_tables.table_3((results,))
     assert shape.index.tolist() == ["full", "global"] and shape.columns.size == 12
     assert shape.loc["global", ("long answer", "CIDEr")] == pytest.approx(row["value"])
+    beside = rows.ledger(published.table("medvista3d.T3"), Results((results,)))
+    there = beside[beside["ours"].notna()]
+    assert dict(zip(there["row"], there["command"], strict=True)) == {
+        "CT-CHAT": "ctvlm arm chat-global", "MedVista3D-LLaVA": "ctvlm arm chat-full",
+    }  # fmt: skip
+    assert len(there) == 24 and set(there["status"]) == {"computed"} and set(there["kind"]) == {"analogue"}
     text = (results / "chat-full" / "table.csv").read_text(encoding="utf-8")
     (results / "chat-full" / "table.csv").write_text(
         text.replace("test,short answer,exact match,", "test,short answer,exact match,1")
