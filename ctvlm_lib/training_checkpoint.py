@@ -7,7 +7,7 @@ is taken up again.
 import hashlib
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -95,9 +95,11 @@ def resume(model, optimizer, settings: "Training", folder: str | Path | None, de
 
 def _check_same(record: dict, model, settings: "Training", latest: Path) -> None:
     asked = json.loads(json.dumps(asdict(settings)))  # tuples as the file has them
-    differ = [k for k in asked if k != "checkpoint_every" and record["settings"].get(k) != asked[k]]
+    plain = {one.name: one.default for one in fields(settings) if one.default is not MISSING}
+    kept = json.loads(json.dumps(plain)) | record["settings"]  # a setting that is younger than the checkpoint
+    differ = [k for k in asked if k != "checkpoint_every" and kept.get(k) != asked[k]]
     if differ:
-        told = ", ".join(f"{k} was {record['settings'].get(k)} and is {asked[k]}" for k in differ)
+        told = ", ".join(f"{k} was {kept.get(k)} and is {asked[k]}" for k in differ)
         raise BadInput(f"the checkpoint {latest} was trained with other settings ({told}); choose another folder")
     if record["frozen"] != frozen_hash(model):
         raise BadInput(f"the checkpoint {latest} belongs to other frozen weights; choose another folder")

@@ -90,6 +90,30 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
         run(tmp_path, settings=replace(SETTINGS, lr=2e-2))
 
 
+def test_a_checkpoint_from_before_a_setting_goes_on_with_its_default(tmp_path):
+    run(tmp_path)
+    record = next(tmp_path.glob("step-*/curve.json"))
+    content = json.loads(record.read_text())
+    del content["settings"]["rates"]
+    record.write_text(json.dumps(content))
+    assert len(run(tmp_path)[1]) == SETTINGS.steps
+    with pytest.raises(BadInput, match="rates was"):
+        run(tmp_path, settings=replace(SETTINGS, rates=(("0.", 0.1),)))
+
+
+def test_parts_learn_at_rates_of_their_own():
+    first = Training(steps=1, lr=1e-2, warmup_share=0, weight_decay=0, rates=(("0.", 0.1),))
+    before, (after, _) = small_model().state_dict(), run(settings=first)
+    moved = {name: (tensor - before[name]).abs().max().item() for name, tensor in after.state_dict().items()}
+    assert moved["0.weight"] == pytest.approx(1e-3, rel=1e-2)  # AdamW's first step is as long as the rate
+    assert moved["4.weight"] == pytest.approx(1e-2, rel=1e-2)
+
+
+def test_a_rate_for_nothing_that_learns_is_refused():
+    with pytest.raises(BadInput, match="no trainable parameter's name begins with 'encoder.'"):
+        run(settings=replace(SETTINGS, rates=(("encoder.", 0.1),)))
+
+
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     run(tmp_path)
     with pytest.raises(BadInput, match="another model"):
@@ -195,7 +219,8 @@ def test_progress_says_the_time_left(capsys):
     assert lines[-1].startswith("step 12/12") and "left" not in lines[-1]
 
 
-@pytest.mark.parametrize("wrong", [{"steps": 0}, {"lr": 0}, {"warmup_share": 2}, {"precision": "fp8"}])
+@pytest.mark.parametrize("wrong", [{"steps": 0}, {"lr": 0}, {"warmup_share": 2}, {"precision": "fp8"},
+                                   {"rates": (("0.", 0.0),)}])  # fmt: skip
 def test_impossible_settings_are_refused(wrong):
     with pytest.raises(BadInput):
         Training(**{"steps": 1, "lr": 1.0} | wrong)
