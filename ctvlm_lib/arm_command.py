@@ -160,10 +160,7 @@ def _vlm(args: argparse.Namespace) -> int:
     from ctvlm_lib.experiments import vlm_arms
     from ctvlm_lib.experiments.vlm_tables import by_kind, of_table
 
-    changes = _changes(args)
-    extra = sorted(set(changes) - {"patients", "steps"})
-    if extra:
-        raise BadInput(f"{args.name} takes --seed, --patients and --steps, not --{extra[0]}; leave it out")
+    changes = _only(args, "patients", "steps")
     label = vlm_arms.of_seed(args.name + _suffix(changes), args.seed)
     changes |= {"lora_steps": changes.pop("steps")} if "steps" in changes else {}
     vlm_arms.recipe_of(args.name, args.seed, changes)  # a wrong name is told before a cohort is drawn
@@ -199,10 +196,7 @@ def _read_out(args: argparse.Namespace) -> int:
     """Train a cross-attention read-out of an encoder's tokens, ask it, store its answers."""
     from ctvlm_lib.experiments import read_out
 
-    changes = _changes(args)
-    extra = sorted(set(changes) - {"patients"})
-    if extra:
-        raise BadInput(f"{args.name} takes --seed and --patients, not --{extra[0]}; leave it out")
+    _only(args, "patients")
     recipe = read_out.recipe_of(args.name, args.seed, args.patients or 0)
     home, label = run_folder(args.profile, args.out), read_out.label_of(recipe)
     results = home / "results"
@@ -223,10 +217,7 @@ def _align(args: argparse.Namespace) -> int:
     from ctvlm_lib.experiments.local_global_tables import Store, over_seeds
     from ctvlm_lib.ledger.local_global import write_table
 
-    changes = _changes(args)
-    extra = sorted(set(changes) - {"patients", "steps", "batch"})
-    if extra:
-        raise BadInput(f"{args.name} takes --seed, --patients, --steps and --batch, not --{extra[0]}; leave it out")
+    changes = _only(args, "patients", "steps", "batch")
     local_global.recipe_of(args.name, args.seed, changes)  # a wrong name is told before a cohort is drawn
     home, label = run_folder(args.profile, args.out), local_global.of_seed(args.name + _suffix(changes), args.seed)
     world = local_global.World(args.profile)
@@ -250,10 +241,7 @@ def _chat(args: argparse.Namespace) -> int:
     from ctvlm_lib.experiments.chat_tables import read_table
     from ctvlm_lib.ledger.chat import write_table
 
-    changes = _changes(args)
-    extra = sorted(set(changes) - {"patients", "steps"})
-    if extra:
-        raise BadInput(f"{args.name} takes --seed, --patients and --steps, not --{extra[0]}; leave it out")
+    changes = _only(args, "patients", "steps")
     label = chat_arms.of_seed(args.name + _suffix(changes), args.seed)
     changes |= {"lora_steps": changes.pop("steps")} if "steps" in changes else {}
     chat_arms.recipe_of(args.name, args.seed, changes)  # a wrong name is told before a cohort is drawn
@@ -275,9 +263,7 @@ def _uvlm(args: argparse.Namespace) -> int:
     from ctvlm_lib.experiments.uvlm_tables import Store
     from ctvlm_lib.ledger.uvlm import write_table
 
-    changes = _changes(args)
-    if extra := sorted(set(changes) - {"patients", "steps", "batch"}):
-        raise BadInput(f"{args.name} takes --seed, --patients, --steps and --batch, not --{extra[0]}; leave it out")
+    changes = _only(args, "patients", "steps", "batch")
     suffix, given = _suffix(changes), dict(changes)
     uvlm.arm_of(args.name)  # a wrong name is told before a cohort is drawn
     fewer = {"train": given.pop("patients")} if "patients" in given else None
@@ -315,6 +301,16 @@ def _changes(args: argparse.Namespace) -> dict:
     given |= {"folder": args.data} if args.data else {}
     given |= {"check": True} if args.check else {}
     return given | ({"train_text": False} if args.frozen_text else {})
+
+
+def _only(args: argparse.Namespace, *known: str) -> dict:
+    """What was asked for otherwise, if an arm of this kind has it."""
+    changes = _changes(args)
+    if extra := sorted(set(changes) - set(known)):
+        options = ["--seed", *(f"--{one}" for one in known)]
+        told = f"{', '.join(options[:-1])} and {options[-1]}"
+        raise BadInput(f"{args.name} takes {told}, not --{extra[0]}; leave it out")
+    return changes
 
 
 def _suffix(changes: dict) -> str:

@@ -50,9 +50,14 @@ def save(name: str, tensors: "dict[str, torch.Tensor]", record: dict, folder: st
     with atomic_path(Path(folder) / name) as partial:
         partial.mkdir()
         save_file({key: value.contiguous() for key, value in half.items()}, partial / WEIGHTS)
-        content = record | {"weights": _facts(partial / WEIGHTS)}
-        (partial / RECORD).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_record(record | {"weights": _facts(partial / WEIGHTS)}, partial)
     return Path(folder) / name
+
+
+def write_record(content: dict, folder: Path) -> None:
+    """Write a record into a folder, a checkpoint's or one of results, that is being made."""
+    text = json.dumps(content, indent=1, ensure_ascii=False)
+    (folder / RECORD).write_text(text + "\n", encoding="utf-8")
 
 
 def load(name: str, folder: str | Path = FOLDER) -> "tuple[dict[str, torch.Tensor], dict]":

@@ -1,6 +1,5 @@
 """The arms of the tables: each encoder's recipe by name, and what a finished one leaves behind."""
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from ctvlm_lib.alignment.pretrain import Data, Result, pretrain
 from ctvlm_lib.alignment.recipe import Pretraining, paper
 from ctvlm_lib.alignment.scoring import marked_accuracy, marked_tokens, predict, recall_by_facts
 from ctvlm_lib.alignment.two_towers import save_two_towers
+from ctvlm_lib.checkpoints import write_record
 from ctvlm_lib.errors import BadInput, atomic_path
 from ctvlm_lib.records.committed import check_committed
 from ctvlm_lib.training import Training
@@ -168,7 +168,7 @@ def _store(result: Result, data: Data, target: Path, results: Path) -> Result:
                 result.record[split]["marked"] = marked
                 places = marked_tokens(result.model, data.scans[split], data.captions["place"])
                 result.record[split]["marked_tokens"] = places
-        _write_record(result.record, partial)
+        write_record(result.record, partial)
     checkpoints.save(target, result.model, result.record)
     return result
 
@@ -186,17 +186,12 @@ def _store_captions(result: Result, target: Path, results: Path) -> Result:
             table = found.table(arm=target.name, split=split)
             _write_table(table, partial / f"{split}.csv")
             result.record[split] = {"recall": table.to_dict("records")}
-        _write_record(result.record, partial)
+        write_record(result.record, partial)
     return result
 
 
 def _write_table(table, path: Path) -> None:
     table.to_csv(path, index=False, lineterminator="\n")
-
-
-def _write_record(record: dict, folder: Path) -> None:
-    content = json.dumps(record, indent=1, ensure_ascii=False)
-    (folder / "record.json").write_text(content + "\n", encoding="utf-8")
 
 
 def run_facts(data: Data, results: str | Path = RESULTS) -> None:

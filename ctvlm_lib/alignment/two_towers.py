@@ -8,7 +8,6 @@ M3D's CLIP has the same names with its own vision transformer, and ``logit_scale
 A checkpoint written here has these names too, so that one loader reads both.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 
 from ctvlm_lib.alignment.heads import Aligned, Pairing
 from ctvlm_lib.alignment.text import TOWERS, text_network
+from ctvlm_lib.checkpoints import write_record
 from ctvlm_lib.encoder import dcformer, vit3d
 from ctvlm_lib.encoder.checks import refuse_non_finite
 from ctvlm_lib.encoder.released import HUB_EXAMPLE, advice, translate
@@ -172,8 +172,7 @@ def save_two_towers(folder: str | Path, model: TwoTowers, record: Mapping) -> Pa
         save_file(tensors, partial / "model.safetensors", {"format": "pt"})
         model.text.config.save_pretrained(partial / TEXT_FOLDER)
         model.tokenizer.save_pretrained(partial / TEXT_FOLDER)
-        content = json.dumps(dict(record), indent=1, ensure_ascii=False)
-        (partial / "record.json").write_text(content + "\n", encoding="utf-8")
+        write_record(dict(record), partial)
     return Path(folder)
 
 

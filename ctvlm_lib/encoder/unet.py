@@ -47,8 +47,7 @@ class UNetConfig(PretrainedConfig):
         blocks: residual blocks of each stage.
         stage_strides_dhw: (D, H, W) steps of each stage's first block; the first stage's is usually (1, 1, 1).
         in_channels: of the volume.
-        classes: names of what is segmented, background first; () makes no decoder's heads sensible, so a U-Net needs
-            two or more, an encoder by itself none.
+        classes: names of what is segmented, background first: two or more for a U-Net, () for an encoder alone.
         variant: the name that it was built by.
 
     Raises:
@@ -198,11 +197,11 @@ class UNet(PreTrainedModel):
     base_model_prefix = "unet"
     main_input_name = "volume"
 
-    def __init__(self, config: UNetConfig, encoder: UNetEncoder | None = None):
+    def __init__(self, config: UNetConfig):
         super().__init__(config)
         if len(config.classes) < 2:
             raise BadInput(f"a U-Net segments the background and a class at least, got {config.classes}; name them")
-        self.encoder = UNetEncoder(config) if encoder is None else encoder
+        self.encoder = UNetEncoder(config)
         self.decoder = UNetDecoder(config)
         self.post_init()
 

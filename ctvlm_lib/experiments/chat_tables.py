@@ -16,14 +16,14 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 
-from ctvlm_lib.alignment.arm_tables import RESULTS, name_and_seed
+from ctvlm_lib.alignment.arm_tables import RESULTS
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.evaluate.abnormalities import affirmed_findings
 from ctvlm_lib.evaluate.choice import exactly_right, score_closed
 from ctvlm_lib.evaluate.intervals import Interval, bootstrap_of_sums, patient_bootstrap
 from ctvlm_lib.evaluate.text import TextStatistics, text_statistics
 from ctvlm_lib.evaluate.text_papers import Variant, variants
-from ctvlm_lib.experiments import answers, asked
+from ctvlm_lib.experiments import answers, asked, stored_arms
 from ctvlm_lib.experiments.asked import Asked
 from ctvlm_lib.experiments.chat_protocol import load
 from ctvlm_lib.experiments.chat_records import TASKS, task_of
@@ -135,12 +135,7 @@ def questions(split: str, results: str | Path = RESULTS) -> Asked:
 
 def folders(roots: Sequence[str | Path] = (RESULTS,)) -> dict[str, dict[int, Path]]:
     """Arm → seed → folder of what is stored; what a later root has replaces an earlier one's."""
-    found: dict[str, dict[int, Path]] = {}
-    for path in (path for root in roots for path in sorted(Path(root).glob(f"{PREFIX}*"))):
-        if (path / "record.json").is_file():
-            name, seed = name_and_seed(path.name)
-            found.setdefault(name, {})[seed] = path
-    return found
+    return stored_arms.folders(PREFIX, roots)
 
 
 def read_table(folder: str | Path) -> pd.DataFrame:

@@ -13,9 +13,8 @@
 What is stored of a split are scores and places, which every number of the tables follows from.
 """
 
-import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -35,9 +34,9 @@ from ctvlm_lib.alignment.text import TextTower
 from ctvlm_lib.errors import BadInput, atomic_path
 from ctvlm_lib.evaluate.retrieval import ranks
 from ctvlm_lib.experiments.local_global_protocol import FILES, load
-from ctvlm_lib.records import protocol
+from ctvlm_lib.experiments.stored_arms import Splits
 from ctvlm_lib.records.committed import check_committed
-from ctvlm_lib.records.phantom import REGIONS
+from ctvlm_lib.records.phantom import REGIONS, Patient
 from ctvlm_lib.records.report import LABELS
 from ctvlm_lib.training import Training
 
@@ -88,17 +87,8 @@ class Split:
     pictures: torch.Tensor
 
 
-@dataclass(frozen=True, eq=False)
-class World:
-    """What all arms of a profile share, each part made when it is first asked for.
-
-    Attributes:
-        profile: says how many patients.
-        patients: split → the first so many; what isn't named, and None, takes all.
-    """
-
-    profile: str = "full"
-    patients: Mapping[str, int] | None = None
+class World(Splits[Split]):
+    """What all local–global arms of a profile share, each part made when it is first asked for."""
 
     @cached_property
     def tower(self) -> TextTower:
@@ -115,15 +105,10 @@ class World:
         """The sentences of zero-shot detection."""
         return Prompts.of(self.tower)
 
-    def split(self, name: str) -> Split:
-        """A split; it is kept."""
-        kept = self.__dict__.setdefault("_splits", {})
-        if name not in kept:
-            n = (self.patients or {}).get(name)
-            cohort = Grounded.of(protocol.load().patients(name, self.profile, **({"n": n} if n else {})))
-            tokens = stem_tokens(self.stem, lambda k: as_input(cohort.scans.hu[k])[:, None], len(cohort))
-            kept[name] = Split(cohort, Texts.of(cohort, self.tower), tokens)
-        return kept[name]
+    def _made(self, patients: Iterable[Patient]) -> Split:
+        cohort = Grounded.of(patients)
+        tokens = stem_tokens(self.stem, lambda k: as_input(cohort.scans.hu[k])[:, None], len(cohort))
+        return Split(cohort, Texts.of(cohort, self.tower), tokens)
 
 
 _UNITS = {"volume": 1000, "region": 1000, "cut_out": 1000, "report": 2, "sentence": 2}  # stored as whole numbers
@@ -304,8 +289,7 @@ def run(
         partial.mkdir()
         for split, one in said.items():
             one.save(partial / f"{split}.npz")
-        content = json.dumps(record, indent=1, ensure_ascii=False)
-        (partial / "record.json").write_text(content + "\n", encoding="utf-8")
+        checkpoints.write_record(record, partial)
     return said
 
 

@@ -142,8 +142,7 @@ def _store(
         found, notes = table(said["validation"], truth["validation"], said["test"], truth["test"])
         found.to_csv(partial / TABLE, index=False, lineterminator="\n")
         record |= {"notes": notes, "data": data_record(corpora), "minutes": round((time.monotonic() - begun) / 60, 2)}
-        content = json.dumps(record, indent=1, ensure_ascii=False)
-        (partial / "record.json").write_text(content + "\n", encoding="utf-8")
+        checkpoints.write_record(record, partial)
     tell("\n".join(notes) or "every measure is stored")
     return found
 

@@ -1,19 +1,17 @@
 """Tables of the local–global arms, from what they said: detection, retrieval, grounding, each with its interval."""
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from ctvlm_lib.alignment.arm_tables import RESULTS, name_and_seed
 from ctvlm_lib.alignment.grounded import GROUPS, LOCAL_LABELS
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.evaluate.zero_shot import MEASURES, WORDINGS, Detection, Drawn, detection_scores, worded_scores
 from ctvlm_lib.experiments.local_global import PREFIX, Said
+from ctvlm_lib.experiments.stored_arms import StoredArms
 from ctvlm_lib.records.phantom import LOBES, REGIONS
 
 RETRIEVAL = {"R@5": 5, "R@10": 10}
@@ -23,24 +21,10 @@ RESAMPLES = 2000
 TABLE = "table.csv"  # beside an arm's scores: what follows from them, see measures_of
 
 
-@dataclass
-class Store:
-    """Stored arms and what is true of the splits, each read once.
+class Store(StoredArms):
+    """Stored local–global arms, their scores and intervals."""
 
-    Attributes:
-        roots: folders with a folder for each arm and seed; what a later one has replaces an earlier one's.
-    """
-
-    roots: Sequence[str | Path] = (RESULTS,)
-    _kept: dict = field(default_factory=dict, repr=False)
-
-    def arms(self) -> dict[str, tuple[int, ...]]:
-        """Arm → its seeds, in the order of names."""
-        found: dict[str, set[int]] = {}
-        for folder in self._folders():
-            name, seed = name_and_seed(folder.name)
-            found.setdefault(name, set()).add(seed)
-        return {name: tuple(sorted(seeds)) for name, seeds in sorted(found.items())}
+    prefix = PREFIX
 
     def said(self, arm: str, seed: int, split: str) -> Said:
         """What an arm said of a split.
@@ -48,24 +32,16 @@ class Store:
         Raises:
             BadInput: it isn't stored.
         """
-        folder = self._folder(arm, seed)
+        folder = self.folder(arm, seed)
         key = (folder, split)
         if key not in self._kept:
             self._kept[key] = Said.load(folder / f"{split}.npz")
         return self._kept[key]
 
-    def record(self, arm: str, seed: int) -> dict:
-        """An arm's record."""
-        return json.loads((self._folder(arm, seed) / "record.json").read_text(encoding="utf-8"))
-
     def truth(self, split: str) -> dict[str, np.ndarray]:
         """What is true of a split, see :func:`ctvlm_lib.experiments.local_global.truth_of`."""
         if split not in self._kept:
-            places = [Path(root) / f"{PREFIX}truth" / f"{split}.npz" for root in reversed(self.roots)]
-            path = next((one for one in places if one.is_file()), None)
-            if path is None:
-                raise BadInput(f"what is true of the split {split!r} isn't stored; run `ctvlm arm {PREFIX}full` again")
-            with np.load(path, allow_pickle=False) as file:
+            with np.load(self.truth_file(split), allow_pickle=False) as file:
                 self._kept[split] = dict(file)
         return self._kept[split]
 
@@ -99,7 +75,7 @@ class Store:
         Raises:
             BadInput: it isn't stored, or wasn't asked that way.
         """
-        folder, key = self._folder(arm, seed), (split, reading, wording, measure)
+        folder, key = self.folder(arm, seed), (split, reading, wording, measure)
         if (folder / TABLE).is_file():
             if folder / TABLE not in self._kept:
                 self._kept[folder / TABLE] = read_table(folder)
@@ -108,16 +84,6 @@ class Store:
                 return tuple(float(rows.loc[key, name]) for name in ("value", "low", "high"))
         one = self.scores(arm, seed, split, reading, wording)[measure]
         return one.value, *one.interval()
-
-    def _folders(self) -> list[Path]:
-        every = [path for root in self.roots for path in sorted(Path(root).glob(f"{PREFIX}*"))]
-        return [path for path in every if (path / "record.json").is_file()]
-
-    def _folder(self, arm: str, seed: int) -> Path:
-        for folder in reversed(self._folders()):
-            if name_and_seed(folder.name) == (arm, seed):
-                return folder
-        raise BadInput(f"{arm} with seed {seed} isn't stored; run `ctvlm arm {arm} --seed {seed}`")
 
 
 def scores(

@@ -1,6 +1,5 @@
 """The arms of the pointing reader: what a shipped encoder's frozen tokens tell under every condition and control."""
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -77,7 +76,7 @@ def run(
             # calibration and abstention ask about the unchanged prompt only; without the rest the file is half as large
             kept = table.assign(confidence=table["confidence"].where(table["control"] == answers.AS_ASKED))
             answers.save(kept, cohort.records[split], partial / f"{split}.npz")
-        (partial / "record.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        checkpoints.write_record(record, partial)
     for split in said:
         asked.save(asked.Asked.of(cohort.records[split], cohort.scans[split]), asked.path_of(split, results))
     return said["test"]

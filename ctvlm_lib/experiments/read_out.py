@@ -6,7 +6,6 @@ prompt as with one, the prompt gives a vision–language model nothing that the 
 where to look.
 """
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -254,5 +253,4 @@ def _save(said: Mapping[str, pd.DataFrame], cohort: Cohort, record: dict, home: 
             # calibration asks about the unchanged prompt only; without the other confidences the file is half as large
             kept = table.assign(confidence=table["confidence"].where(table["control"] == answers.AS_ASKED))
             answers.save(kept, cohort.records[split], partial / f"{split}.npz")
-        content = json.dumps(record, indent=1, ensure_ascii=False)
-        (partial / "record.json").write_text(content + "\n", encoding="utf-8")
+        checkpoints.write_record(record, partial)

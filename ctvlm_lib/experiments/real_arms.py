@@ -8,7 +8,6 @@ What is trained, and how it is asked, are the same functions as on the cohort. C
 chosen; the released one writes them, as it was evaluated.
 """
 
-import json
 import re
 import time
 import zlib
@@ -159,8 +158,7 @@ def run(
         answers.save(table, cohort.records["test"], partial / ANSWERS)
         if similar is not None:
             similar.to_csv(partial / BERT)
-        content = json.dumps(record, indent=1, ensure_ascii=False)
-        (partial / "record.json").write_text(content + "\n", encoding="utf-8")
+        checkpoints.write_record(record, partial)
     return table
 
 

@@ -13,11 +13,9 @@
 An arm begins with the encoder of another of the same seed, which is trained first if it isn't there.
 """
 
-import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +30,8 @@ from ctvlm_lib.alignment.scans import Scans
 from ctvlm_lib.encoder.unet import UNet, UNetEncoder, unet, unet_encoder
 from ctvlm_lib.errors import BadInput, atomic_path
 from ctvlm_lib.experiments import table_file
+from ctvlm_lib.experiments.stored_arms import Splits
 from ctvlm_lib.experiments.uvlm_protocol import FILES, load
-from ctvlm_lib.records import protocol
 from ctvlm_lib.records.committed import check_committed
 from ctvlm_lib.records.phantom import Patient
 from ctvlm_lib.records.report import LABELS, abnormality_labels
@@ -51,7 +49,7 @@ GRANULARITY = {"C": "C", "CL": "C+L", "FL": "F+L"}  # in a name → in the paper
 ORGANS = ("liver", "kidney", "spleen")  # whose lesions are looked for in masks, as in table 3
 TRUTH = f"{PREFIX}truth"
 SHOWN = ("Dice of anatomy", "Dice of lesions", "labels F1", "lesions F1", "BLEU-mean")  # of an arm, first of all
-LACKS = 10**9  # in a file: no number
+LACKS = np.iinfo(np.int32).min  # in a file: no number
 
 
 @dataclass(frozen=True)
@@ -132,30 +130,13 @@ class Split:
         return Segmented(self.scans.names[: len(some)], self.scans.hu[: len(some)], target, names)
 
 
-@dataclass(frozen=True, eq=False)
-class World:
-    """What all arms of a profile share, each part made when it is first asked for.
+class World(Splits[Split]):
+    """What all arms of a profile share."""
 
-    Attributes:
-        profile: says how many patients.
-        patients: split → the first so many; what isn't named, and None, takes all.
-    """
-
-    profile: str = "full"
-    patients: Mapping[str, int] | None = None
-
-    @cached_property
-    def _splits(self) -> dict[str, Split]:
-        return {}
-
-    def split(self, name: str) -> Split:
-        """A split; it is kept."""
-        if name not in self._splits:
-            n = (self.patients or {}).get(name)
-            those = list(protocol.load().patients(name, self.profile, **({"n": n} if n else {})))
-            labels = np.array([[abnormality_labels(patient)[label] for label in LABELS] for patient in those])
-            self._splits[name] = Split(those, Scans.of(those), labels)
-        return self._splits[name]
+    def _made(self, patients: Iterable[Patient]) -> Split:
+        those = list(patients)
+        labels = np.array([[abnormality_labels(patient)[label] for label in LABELS] for patient in those])
+        return Split(those, Scans.of(those), labels)
 
 
 def run(
@@ -335,25 +316,21 @@ def _store(said: Mapping[str, Mapping[str, np.ndarray]], record: dict, home: Pat
         partial.mkdir()
         for split, one in said.items():
             write_said(one, partial / f"{split}.npz")
-        content = json.dumps(record, indent=1, ensure_ascii=False)
-        (partial / "record.json").write_text(content + "\n", encoding="utf-8")
+        checkpoints.write_record(record, partial)
 
 
 def write_said(said: Mapping[str, np.ndarray], path: Path) -> Path:
-    """Write what a model said: numbers with a part as thousandths, whole numbers and texts as they are."""
+    """Write what a model said: fractions as thousandths, whole numbers and texts as they are."""
     arrays: dict[str, np.ndarray] = {}
     for name, value in said.items():
         if value.dtype.kind == "f":
-            whole = np.rint(1000 * value)
-            arrays[f"{name} × 1000"] = np.where(np.isfinite(whole), np.clip(whole, 1 - LACKS, LACKS), -LACKS).astype(
-                int
-            )
+            whole = np.where(np.isfinite(value), np.rint(1000 * np.nan_to_num(value)), LACKS)
+            arrays[f"{name}.thousandths"] = whole.astype(np.int32)
         elif value.dtype.kind in "iu":
-            arrays[name] = value.astype(np.int32)
+            arrays[f"{name}.count"] = value.astype(np.int32)
         else:
-            arrays[f"{name} in words"] = table_file.packed(map(str, value))
-    small = {name: one.astype(np.int32) if one.dtype == int else one for name, one in arrays.items()}
-    return table_file.write(path, small)
+            arrays[f"{name}.words"] = table_file.packed(map(str, value))
+    return table_file.write(path, arrays)
 
 
 def read_said(path: str | Path) -> dict[str, np.ndarray]:
@@ -362,16 +339,15 @@ def read_said(path: str | Path) -> dict[str, np.ndarray]:
     Raises:
         BadInput: not such a file.
     """
+    read: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+        "thousandths": lambda one: np.where(one == LACKS, np.nan, one / 1000),
+        "count": lambda one: one,
+        "words": lambda one: np.array(table_file.unpacked(one), dtype=object),
+    }
 
     def made(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        said: dict[str, np.ndarray] = {}
-        for name, one in arrays.items():
-            plain, _, how = name.partition(" ")
-            if how == "in words":
-                said[plain] = np.array(table_file.unpacked(one), dtype=object)
-            else:
-                said[plain] = np.where(one == -LACKS, np.nan, one / 1000) if how else one
-        return said
+        parts = ((*name.rsplit(".", 1), one) for name, one in arrays.items())
+        return {name: read[how](one) for name, how, one in parts}
 
     return table_file.read(path, made, "what an arm of U-VLM said")
 

@@ -3,22 +3,19 @@
 Every measure is a function of how often each patient is drawn, so that two arms are compared on the same draws.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from ctvlm_lib.alignment.arm_tables import RESULTS, name_and_seed
-from ctvlm_lib.errors import BadInput
 from ctvlm_lib.evaluate.abnormalities import labels_of_report
 from ctvlm_lib.evaluate.labels import choose_thresholds
 from ctvlm_lib.evaluate.text import text_statistics
 from ctvlm_lib.evaluate.zero_shot import Drawn
-from ctvlm_lib.experiments.uvlm import CLS, ORGANS, PREFIX, REP, SEG, TRUTH, read_said
+from ctvlm_lib.experiments.stored_arms import StoredArms
+from ctvlm_lib.experiments.uvlm import CLS, ORGANS, PREFIX, REP, SEG, read_said
 from ctvlm_lib.records.report import LABELS
 from ctvlm_lib.segment.class_maps import ClassMap
 
@@ -29,24 +26,10 @@ COLUMNS = ["split", "measure", "patients", "value", "low", "high"]
 _OF_ORGAN = {organ: [k for k, name in enumerate(LABELS) if name.lower().startswith(organ)] for organ in ORGANS}
 
 
-@dataclass
-class Store:
-    """Stored arms and what is true of the splits, each read once.
+class Store(StoredArms):
+    """Stored arms of U-VLM and their scores."""
 
-    Attributes:
-        roots: folders with a folder for each arm and seed; what a later one has replaces an earlier one's.
-    """
-
-    roots: Sequence[str | Path] = (RESULTS,)
-    _kept: dict = field(default_factory=dict, repr=False)
-
-    def arms(self) -> dict[str, tuple[int, ...]]:
-        """Arm → its seeds, in the order of names."""
-        found: dict[str, set[int]] = {}
-        for folder in self._folders():
-            name, seed = name_and_seed(folder.name)
-            found.setdefault(name, set()).add(seed)
-        return {name: tuple(sorted(seeds)) for name, seeds in sorted(found.items())}
+    prefix = PREFIX
 
     def said(self, arm: str, seed: int, split: str) -> dict[str, np.ndarray]:
         """What an arm said of a split, see :func:`ctvlm_lib.experiments.uvlm.ask`.
@@ -54,7 +37,7 @@ class Store:
         Raises:
             BadInput: it isn't stored.
         """
-        return self._read(self._folder(arm, seed) / f"{split}.npz")
+        return self._read(self.folder(arm, seed) / f"{split}.npz")
 
     def truth(self, split: str) -> dict[str, np.ndarray]:
         """What is true of a split: ``labels`` ``(n, 18)`` and ``report``, n texts.
@@ -62,15 +45,7 @@ class Store:
         Raises:
             BadInput: it isn't stored.
         """
-        places = [Path(root) / TRUTH / f"{split}.npz" for root in reversed(self.roots)]
-        path = next((one for one in places if one.is_file()), None)
-        if path is None:
-            raise BadInput(f"what is true of the split {split!r} isn't stored; run `ctvlm arm {PREFIX}cls-none` again")
-        return self._read(path)
-
-    def record(self, arm: str, seed: int) -> dict:
-        """An arm's record."""
-        return json.loads((self._folder(arm, seed) / "record.json").read_text(encoding="utf-8"))
+        return self._read(self.truth_file(split))
 
     def scores(self, arm: str, seed: int) -> dict[str, Drawn]:
         """Every measure of an arm on the test split, "labels F1" … "BLEU-mean", "Dice of lesions".
@@ -84,24 +59,6 @@ class Store:
             measured = {SEG: self._of_masks, CLS: self._of_logits, REP: self._of_reports}[what["stage"]]
             self._kept[key] = measured(arm, seed, what)
         return self._kept[key]
-
-    def interval(self, arm: str, seed: int, measure: str) -> tuple[float, float, float]:
-        """A measure with the ends of its interval: from the stored table if there is one, else computed.
-
-        Raises:
-            BadInput: it isn't stored, or the arm has no such measure.
-        """
-        folder = self._folder(arm, seed)
-        if (folder / TABLE).is_file():
-            if folder not in self._kept:
-                self._kept[folder] = read_table(folder)
-            rows = self._kept[folder]
-            if measure in rows.index:
-                return tuple(float(rows.loc[measure, name]) for name in ("value", "low", "high"))
-        found = self.scores(arm, seed)
-        if measure not in found:
-            raise BadInput(f"{arm} has no {measure!r}; it has {', '.join(found)}")
-        return found[measure].value, *found[measure].interval()
 
     def _of_masks(self, arm: str, seed: int, what: dict) -> dict[str, Drawn]:
         said = self.said(arm, seed, "test")
@@ -135,16 +92,6 @@ class Store:
             self._kept[path] = read_said(path)
         return self._kept[path]
 
-    def _folders(self) -> list[Path]:
-        every = [path for root in self.roots for path in sorted(Path(root).glob(f"{PREFIX}*"))]
-        return [path for path in every if (path / "record.json").is_file()]
-
-    def _folder(self, arm: str, seed: int) -> Path:
-        for folder in reversed(self._folders()):
-            if name_and_seed(folder.name) == (arm, seed):
-                return folder
-        raise BadInput(f"{arm} with seed {seed} isn't stored; run `ctvlm arm {arm} --seed {seed}`")
-
 
 def measures_of(store: Store, arm: str, seed: int) -> pd.DataFrame:
     """All that is measured of an arm on the test split: COLUMNS, shares 0…1."""
@@ -159,19 +106,6 @@ def measures_of(store: Store, arm: str, seed: int) -> pd.DataFrame:
 def read_table(folder: Path) -> pd.DataFrame:
     """An arm's stored table, by measure."""
     return pd.read_csv(folder / TABLE).set_index("measure").sort_index()
-
-
-def over_seeds(store: Store, arm: str, measure: str) -> dict[str, float]:
-    """A measure in percent over an arm's seeds: ``value``, their mean; ``low``, ``high``, the ends of all intervals.
-
-    Raises:
-        BadInput: no such arm, or it has no such measure.
-    """
-    seeds = store.arms().get(arm, ())
-    if not seeds:
-        raise BadInput(f"{arm} isn't stored; run `ctvlm arm {arm}`")
-    value, low, high = np.transpose([store.interval(arm, seed, measure) for seed in seeds])
-    return {"value": 100 * value.mean(), "low": 100 * low.min(), "high": 100 * high.max(), "seeds": len(seeds)}
 
 
 def read_labels(text: str) -> list[bool]:

@@ -7,7 +7,6 @@ that is shown blank pictures only; a projector of Med3DVLM's ablation; slice att
 condition alone are trained on the same questions in the same order.
 """
 
-import json
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -330,5 +329,4 @@ def store(said: Mapping[str, pd.DataFrame], cohort: Cohort, record: Mapping, hom
         partial.mkdir()
         for split, table in said.items():
             answers.save(table, cohort.records[split], partial / f"{split}.npz")
-        content = json.dumps(record, indent=1, ensure_ascii=False)
-        (partial / "record.json").write_text(content + "\n", encoding="utf-8")
+        checkpoints.write_record(record, partial)

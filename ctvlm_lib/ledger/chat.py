@@ -11,7 +11,7 @@ import pandas as pd
 
 from ctvlm_lib import checkpoints
 from ctvlm_lib.alignment.arm_tables import RESULTS
-from ctvlm_lib.errors import BadInput, atomic_path
+from ctvlm_lib.errors import BadInput
 from ctvlm_lib.evaluate.intervals import Interval
 from ctvlm_lib.evaluate.paired import PairedDifference, paired_difference
 from ctvlm_lib.experiments import chat_tables
@@ -53,9 +53,7 @@ def table_text(folder: Path) -> str:
 
 def write_table(folder: Path) -> Path:
     """Write the table that follows from a folder's answers beside them, whole or not at all."""
-    with atomic_path(folder / NAME) as partial:
-        partial.write_bytes(table_text(folder).encode())
-    return folder / NAME
+    return own_protocol.write(table_text(folder), folder / NAME)
 
 
 def compare(stored: str, again: str) -> list[str]:

@@ -9,9 +9,9 @@ from pathlib import Path
 import pandas as pd
 
 from ctvlm_lib.alignment.arm_tables import name_and_seed
-from ctvlm_lib.errors import atomic_path
 from ctvlm_lib.evaluate.intervals import Interval
 from ctvlm_lib.evaluate.paired import PairedDifference
+from ctvlm_lib.evaluate.zero_shot import Drawn
 from ctvlm_lib.experiments.local_global import PREFIX
 from ctvlm_lib.experiments.local_global_protocol import FILES, load
 from ctvlm_lib.experiments.local_global_tables import READINGS, TABLE, Store, measures_of
@@ -63,11 +63,7 @@ def interval(rows: pd.DataFrame, wanted: Aligned) -> Interval | None:
         wanted: which.
     """
     key = (wanted.split, wanted.reading, wanted.wording, wanted.measure)
-    if key not in rows.index:
-        return None
-    row, scale = rows.loc[key], 100.0 if wanted.percent else 1.0
-    patients = int(row["patients"])
-    return Interval(*(scale * float(row[name]) for name in ("value", "low", "high")), n=patients, patients=patients)
+    return own_protocol.interval(rows, key, wanted.percent)
 
 
 def table_text(folder: Path) -> str:
@@ -78,9 +74,7 @@ def table_text(folder: Path) -> str:
 
 def write_table(folder: Path) -> Path:
     """Write the table that follows from a folder's scores beside them, whole or not at all."""
-    with atomic_path(folder / NAME) as partial:
-        partial.write_bytes(table_text(folder).encode())
-    return folder / NAME
+    return own_protocol.write(table_text(folder), folder / NAME)
 
 
 def compare(stored: str, again: str) -> list[str]:
@@ -101,22 +95,16 @@ def listed_contrasts() -> tuple[Contrast, ...]:
 
 def difference(contrast: Contrast, store: Store) -> dict[int, PairedDifference]:
     """A contrast for each seed that both of its arms have: left minus right, in shares; p is of the draws."""
-    arms = store.arms()
-    both = [f"{PREFIX}{side}" for side in (contrast.left, contrast.right)]
     split = "external" if contrast.metric.startswith("external ") else "test"
-    measure, found = contrast.metric.removeprefix("external "), {}
-    for seed in sorted(set(arms.get(both[0], ())) & set(arms.get(both[1], ()))):
-        sides = []
-        for arm in both:
-            # a global model is asked about a region as the paper asks it: with the region cut out of the volume
-            cut = measure.startswith("local ") and store.said(arm, seed, split).cut_out.size > 0
-            sides.append(store.scores(arm, seed, split, READINGS[bool(cut)])[measure])
-        one = sides[0].minus(sides[1])
-        low, high = one.interval(load()["scoring"]["confidence"])
-        patients = len(one.each)
-        found[seed] = PairedDifference(one.value, low, high, one.p, patients, patients, sides[0].value, sides[1].value,
-                                       one.each)  # fmt: skip
-    return found
+    measure = contrast.metric.removeprefix("external ")
+
+    def score(arm: str, seed: int) -> Drawn:
+        # a global model is asked about a region as the paper asks it: with the region cut out of the volume
+        cut = measure.startswith("local ") and store.said(arm, seed, split).cut_out.size > 0
+        return store.scores(arm, seed, split, READINGS[bool(cut)])[measure]
+
+    pair = [f"{PREFIX}{side}" for side in (contrast.left, contrast.right)]
+    return own_protocol.seed_by_seed(store.arms(), pair, score, load()["scoring"]["confidence"])
 
 
 def verdicts(store: Store | None = None, profile: str = "full") -> pd.DataFrame:

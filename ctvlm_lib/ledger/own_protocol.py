@@ -5,12 +5,15 @@ family of their own: Holm shares the level out over them, and over no others.
 """
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
+from ctvlm_lib.errors import atomic_path
+from ctvlm_lib.evaluate.intervals import Interval
 from ctvlm_lib.evaluate.paired import PairedDifference
+from ctvlm_lib.evaluate.zero_shot import Drawn
 from ctvlm_lib.ledger import contrasts
 from ctvlm_lib.ledger.contrasts import Contrast
 from ctvlm_lib.records.committed import as_it_stands
@@ -20,6 +23,49 @@ TOLERANCE = 2e-6  # of a share that is stored with six decimals
 NUMBERS = 3  # the last columns of a table: value, low and high
 COLUMNS = ["name", "table", "left", "right", "measure", "published", "difference", "low", "high", "p after Holm",
            "seeds", "detectable", "verdict"]  # fmt: skip
+
+
+def write(text: str, path: Path) -> Path:
+    """Write a table, whole or not at all."""
+    with atomic_path(path) as partial:
+        partial.write_bytes(text.encode())
+    return path
+
+
+def interval(rows: pd.DataFrame, key: Hashable, percent: bool) -> Interval | None:
+    """A measure of a stored table, in the published unit; None if the arm wasn't asked for it.
+
+    Args:
+        rows: columns value, low, high and patients.
+        key: of the measure's row.
+        percent: the published number is in percent, ours are shares.
+    """
+    if key not in rows.index:
+        return None
+    row, scale = rows.loc[key], 100.0 if percent else 1.0
+    patients = int(row["patients"])
+    return Interval(*(scale * float(row[name]) for name in ("value", "low", "high")), n=patients, patients=patients)
+
+
+def seed_by_seed(
+    arms: Mapping[str, Sequence[int]], pair: Sequence[str], score: Callable[[str, int], Drawn], confidence: float
+) -> dict[int, PairedDifference]:
+    """A contrast for each seed that both of its arms have: left minus right, in shares; p is of the draws.
+
+    Args:
+        arms: arm → its seeds.
+        pair: left and right arm.
+        score: (arm, seed) → the measure.
+        confidence: of the intervals.
+    """
+    found = {}
+    for seed in sorted(set(arms.get(pair[0], ())) & set(arms.get(pair[1], ()))):
+        left, right = (score(arm, seed) for arm in pair)
+        one = left.minus(right)
+        patients = len(one.each)
+        found[seed] = PairedDifference(one.value, *one.interval(confidence), one.p, patients, patients, left.value,
+                                       right.value, one.each)  # fmt: skip
+    return found
 
 
 def compare(stored: str, again: str, name: str, columns: Sequence[str], named: int) -> list[str]:

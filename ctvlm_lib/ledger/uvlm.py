@@ -11,7 +11,6 @@ from pathlib import Path
 import pandas as pd
 
 from ctvlm_lib.alignment.arm_tables import name_and_seed
-from ctvlm_lib.errors import atomic_path
 from ctvlm_lib.evaluate.intervals import Interval
 from ctvlm_lib.evaluate.paired import PairedDifference
 from ctvlm_lib.experiments.uvlm import PREFIX
@@ -62,11 +61,7 @@ def quantity(cell: Published) -> Staged | None:
 
 def interval(rows: pd.DataFrame, wanted: Staged) -> Interval | None:
     """A measure of an arm's stored table, in the published unit; None if the arm has none."""
-    if wanted.measure not in rows.index:
-        return None
-    row, scale = rows.loc[wanted.measure], 100.0 if wanted.percent else 1.0
-    patients = int(row["patients"])
-    return Interval(*(scale * float(row[name]) for name in ("value", "low", "high")), n=patients, patients=patients)
+    return own_protocol.interval(rows, wanted.measure, wanted.percent)
 
 
 def table_text(folder: Path) -> str:
@@ -77,9 +72,7 @@ def table_text(folder: Path) -> str:
 
 def write_table(folder: Path) -> Path:
     """Write the table that follows from what an arm said beside it, whole or not at all."""
-    with atomic_path(folder / NAME) as partial:
-        partial.write_bytes(table_text(folder).encode())
-    return folder / NAME
+    return own_protocol.write(table_text(folder), folder / NAME)
 
 
 def compare(stored: str, again: str) -> list[str]:
@@ -100,16 +93,10 @@ def listed_contrasts() -> tuple[Contrast, ...]:
 
 def difference(contrast: Contrast, store: Store) -> dict[int, PairedDifference]:
     """A contrast for each seed that both of its arms have: left minus right, in shares; p is of the draws."""
-    arms, found = store.arms(), {}
-    both = [f"{PREFIX}{side}" for side in (contrast.left, contrast.right)]
-    for seed in sorted(set(arms.get(both[0], ())) & set(arms.get(both[1], ()))):
-        sides = [store.scores(arm, seed)[contrast.metric] for arm in both]
-        one = sides[0].minus(sides[1])
-        low, high = one.interval(load()["scoring"]["confidence"])
-        patients = len(one.each)
-        found[seed] = PairedDifference(one.value, low, high, one.p, patients, patients, sides[0].value, sides[1].value,
-                                       one.each)  # fmt: skip
-    return found
+    pair = [f"{PREFIX}{side}" for side in (contrast.left, contrast.right)]
+    return own_protocol.seed_by_seed(
+        store.arms(), pair, lambda arm, seed: store.scores(arm, seed)[contrast.metric], load()["scoring"]["confidence"]
+    )
 
 
 def verdicts(store: Store | None = None, profile: str = "full") -> pd.DataFrame:

@@ -173,6 +173,23 @@ def content_of(path: Path, sections: Iterable[str]) -> dict:
     return content
 
 
+def own(path: Path, sections: Iterable[str]) -> dict:
+    """Read the protocol of arms that have one of their own, with contrasts to be judged.
+
+    Args:
+        path: of the file.
+        sections: see :func:`content_of`; "version", "scoring" and "contrast" have to be there anyway.
+
+    Raises:
+        BadInput: as :func:`content_of`, or a contrast is named twice.
+    """
+    content = content_of(path, ("version", *sections, "scoring", "contrast"))
+    names = [contrast["name"] for contrast in content["contrast"]]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise BadInput(f"{path.name} has the contrast {twice[0]!r} twice; give each its own name")
+    return content
+
+
 def _sizes_of(profile: str) -> str:
     if profile not in ("quick", "full", "paper"):
         raise BadInput(f"unknown profile {profile!r}; choose one of quick, full, paper")

@@ -1,8 +1,9 @@
 """Stage 1 of U-VLM: a U-Net learns to segment, by Dice and cross-entropy at every scale of its decoder.
 
-As in nnU-Net: the losses of the scales weigh 1, ½, ¼ …, Dice leaves the background out, and a patch holds a class of
-the foreground a third of the time. Decided here: AdamW in place of SGD with momentum .99, as steps are few; shifts and
-noise for nnU-Net's augmentation, and no mirroring, which makes left of right; a patch of the cohort is a whole volume.
+As in nnU-Net: the losses of the scales weigh 1, ½, ¼ …, Dice leaves the background out, and some patches are drawn
+around a class of the foreground. Decided here, as steps are few on a CPU: two thirds of them are, not a third; rare
+classes weigh more (:func:`class_weights`); AdamW in place of SGD with momentum .99. Shifts and noise stand for
+nnU-Net's augmentation, without mirroring, which makes left of right.
 
 Source: uvlm.txt §2.1, equation (1), and §3.1; nnU-Net's trainer for what the paper leaves to it.
 """
@@ -26,7 +27,7 @@ from ctvlm_lib.segment.containment import contains
 from ctvlm_lib.training import Curve, Step, Training, train
 
 NOISE_HU = 20.0
-OF_FOREGROUND = 2 / 3  # share of the patches that are drawn around a voxel of the foreground
+OF_FOREGROUND = 2 / 3  # share of the patches that are drawn around a voxel of the foreground; nnU-Net's is 1/3
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,8 +105,7 @@ def fit(
         settings: how.
         batch: patches a step, over all processes.
         patch_dhw_vox: their size; None takes whole volumes, shifted.
-        balanced: rare classes weigh more, see :func:`class_weights`; without that the few steps there are on a CPU
-            teach large organs only (spleen and all lesions: Dice 0 after 400).
+        balanced: rare classes weigh more, see :func:`class_weights`; False: all alike, as printed.
         folder, on_step, progress: see :func:`ctvlm_lib.training.train`.
 
     Raises:

@@ -14,7 +14,34 @@ SPLICES = ("placeholders", "as released")
 ENCODERS = ("ctvlm_dcformer", "ctvlm_vit3d", "ctvlm_stemmed")
 
 
-class CtvlmConfig(PretrainedConfig):
+class AroundDecoder(PretrainedConfig):
+    """Configuration of a model around a decoder, whose configuration is ``decoder``."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the decoder's embedding matrix."""
+        return self.decoder.vocab_size
+
+    @property
+    def tied(self) -> bool:
+        """Whether the decoder reads and writes words with one matrix."""
+        return bool(getattr(self.decoder, "tie_word_embeddings", False))
+
+    @property
+    def context(self) -> int | None:
+        """Positions that the decoder has, the image's included; None where it sets no limit."""
+        return getattr(self.decoder, "max_position_embeddings", None)
+
+    def of_generation(self, eos: int | Sequence[int] | None, pad: int | None) -> dict:
+        """Which tokens end an answer and fill it up, by default the decoder's, and whether matrices are tied."""
+        eos = self.decoder.eos_token_id if eos is None else eos
+        pad = self.decoder.pad_token_id if pad is None else pad
+        if pad is None:  # what a padded position holds is never attended
+            pad = eos[0] if isinstance(eos, list | tuple) else eos
+        return {"eos_token_id": eos, "pad_token_id": pad, "tie_word_embeddings": self.tied}
+
+
+class CtvlmConfig(AroundDecoder):
     """The parts of a vision–language model; the defaults are Med3DVLM's but for the splice, which is corrected.
 
     Args:
@@ -63,32 +90,13 @@ class CtvlmConfig(PretrainedConfig):
         self.image_tokens, self.image_token_id = int(image_tokens), int(image_token_id)
         self.splice = splice
         self.slice_attention = None if slice_attention is None else dict(slice_attention)
-        eos = self.decoder.eos_token_id if eos_token_id is None else eos_token_id
-        pad = self.decoder.pad_token_id if pad_token_id is None else pad_token_id
-        if pad is None:  # what a padded position holds is never attended
-            pad = eos[0] if isinstance(eos, list | tuple) else eos
         self.check()
-        super().__init__(eos_token_id=eos, pad_token_id=pad, **{"tie_word_embeddings": self.tied} | others)
+        super().__init__(**self.of_generation(eos_token_id, pad_token_id) | others)
 
     @property
     def hidden_size(self) -> int:
         """Width of the decoder, and so of the image vectors."""
         return self.decoder.hidden_size
-
-    @property
-    def vocab_size(self) -> int:
-        """Rows of the decoder's embedding matrix."""
-        return self.decoder.vocab_size
-
-    @property
-    def tied(self) -> bool:
-        """Whether the decoder reads and writes words with one matrix."""
-        return bool(getattr(self.decoder, "tie_word_embeddings", False))
-
-    @property
-    def context(self) -> int | None:
-        """Positions that the decoder has; None where it sets no limit."""
-        return getattr(self.decoder, "max_position_embeddings", None)
 
     def streams(self) -> tuple[tuple[int, int], tuple[int, int]]:
         """(tokens, channels) of the encoder's two last streams, the finer first, for volumes of ``size_dhw_vox``.

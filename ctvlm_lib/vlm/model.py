@@ -232,18 +232,6 @@ class CtvlmModel(Answering, SavedModel):
         """Hash of the encoder's weights, computed again when one was replaced or written to."""
         return self._encoder_id(self.encoder)
 
-    def get_input_embeddings(self) -> nn.Module:
-        """The decoder's embedding matrix."""
-        return self.decoder.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Give the decoder another embedding matrix."""
-        self.decoder.set_input_embeddings(value)
-
-    def get_output_embeddings(self) -> nn.Module:
-        """The decoder's output matrix."""
-        return self.decoder.get_output_embeddings()
-
     def check_length(self, length: int) -> None:
         """Raise BadInput if the decoder has no positions for so many tokens."""
         limit = self.config.context

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ctvlm_lib.encoder.checks import refuse_non_finite
@@ -47,7 +47,22 @@ def into_folder(folder: str | Path, replaces: str = "") -> Iterator[Path]:
 
 
 class SavedModel(PreTrainedModel):
-    """A model that is written whole or not at all, and read only if nothing is missing or not finite."""
+    """A model around a decoder; it is written whole or not at all, and read only if nothing is missing or not finite.
+
+    Words are read and written with the decoder's matrices, which may be tied.
+    """
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The decoder's embedding matrix."""
+        return self.decoder.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Give the decoder another embedding matrix."""
+        self.decoder.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The decoder's output matrix."""
+        return self.decoder.get_output_embeddings()
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None, **options) -> None:
         """Write configuration and weights (safetensors; tied matrices once), each file whole or not at all.

@@ -193,18 +193,6 @@ class UvlmDecoder(Answering, SavedModel):
         embeddings = self.get_input_embeddings()(input_ids.masked_fill(positions, self.config.vision_start_id))
         return embeddings.masked_fill(positions[..., None], 0)
 
-    def get_input_embeddings(self) -> nn.Module:
-        """The decoder's embedding matrix."""
-        return self.decoder.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Give the decoder another embedding matrix."""
-        self.decoder.set_input_embeddings(value)
-
-    def get_output_embeddings(self) -> nn.Module:
-        """The decoder's output matrix."""
-        return self.decoder.get_output_embeddings()
-
     def check_length(self, length: int) -> None:
         """Raise BadInput if the decoder has no positions for so many tokens."""
         limit = self.config.context

@@ -6,12 +6,12 @@ import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, Starcoder2Config
 
 from ctvlm_lib.errors import BadInput
-from ctvlm_lib.vlm.config import decoder_config
+from ctvlm_lib.vlm.config import AroundDecoder, decoder_config
 
 HYBRID, RELEASED, CAUSAL = ATTENTIONS = ("hybrid", "as released", "causal")
 
 
-class UvlmConfig(PretrainedConfig):
+class UvlmConfig(AroundDecoder):
     """The parts of a report writer.
 
     Args:
@@ -55,27 +55,8 @@ class UvlmConfig(PretrainedConfig):
         self.channels, self.injection, self.attention = tuple(channels), dict(injection or {}), attention
         self.vision_start_id, self.vision_end_id = int(vision_start_id), int(vision_end_id)
         self.image_token_id = int(image_token_id)
-        eos = self.decoder.eos_token_id if eos_token_id is None else eos_token_id
-        pad = self.decoder.pad_token_id if pad_token_id is None else pad_token_id
-        if pad is None:  # what a padded position holds is never attended
-            pad = eos[0] if isinstance(eos, list | tuple) else eos
         self.check()
-        super().__init__(eos_token_id=eos, pad_token_id=pad, **{"tie_word_embeddings": self.tied} | others)
-
-    @property
-    def vocab_size(self) -> int:
-        """Rows of the decoder's embedding matrix."""
-        return self.decoder.vocab_size
-
-    @property
-    def tied(self) -> bool:
-        """Whether the decoder reads and writes words with one matrix."""
-        return bool(getattr(self.decoder, "tie_word_embeddings", False))
-
-    @property
-    def context(self) -> int | None:
-        """Positions that the decoder has, the image's included; None where it sets no limit."""
-        return getattr(self.decoder, "max_position_embeddings", None)
+        super().__init__(**self.of_generation(eos_token_id, pad_token_id) | others)
 
     def to_dict(self) -> dict:
         """All values, the decoder's nested, without the places on this machine that they were loaded from."""
