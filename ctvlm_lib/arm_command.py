@@ -22,6 +22,11 @@ radgenome-contour-0.5B, m3d-none-7B-2xMLP, m3d-none-released; FILE says where da
 align-NAME trains MedVista3D's encoder on your CT-RATE and RadGenome-ChestCT, after saying what that costs:
   ctvlm arm align-full --profile paper --sources FILE
 
+uvlm-NAME trains U-VLM's stages on your CT-RATE and ReXGroundingCT, uvlm-NAME-abdomen on your AbdomenAtlas 3.0; arms
+that it begins with are trained first:
+  ctvlm arm uvlm-rep-FL-cls-skip --profile paper --sources FILE
+  ctvlm arm uvlm-rep-CL-cls-skip-abdomen --profile paper --sources FILE
+
 several GPUs, or several processes on a CPU (an ordinary `accelerate launch --cpu` starts one process only):
   accelerate launch --multi_gpu --num_processes 8 -m ctvlm_lib arm NAME …
   ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 -m ctvlm_lib arm NAME …
@@ -259,6 +264,11 @@ def _chat(args: argparse.Namespace) -> int:
 
 def _uvlm(args: argparse.Namespace) -> int:
     """Train an arm of U-VLM, and before it those that it begins with; ask it, store what it said."""
+    if args.profile == "paper":
+        from ctvlm_lib.experiments import uvlm_real
+
+        changes = _changes(args)
+        return uvlm_real.command(args.name, args.seed, args.sources, args.out, changes, _suffix(changes))
     from ctvlm_lib.experiments import uvlm
     from ctvlm_lib.experiments.uvlm_tables import Store
     from ctvlm_lib.ledger.uvlm import write_table

@@ -4,12 +4,18 @@
     ct_rate = "/data/CT-RATE"
     radgenome = "/data/RadGenome-ChestCT"
     m3d = "/data/M3D"
+    rex_grounding = "/data/CT-RATE"     # ReXGroundingCT's dataset.json and masks, beside CT-RATE's volumes
+    totalsegmentator = ""               # labels of those scans; "" takes CT-RATE's own, below rex_grounding
+    abdomen_atlas = "/data/AbdomenAtlas3.0Mini"
     [weights]                           # folders, files, or repositories of the model hub; these are the defaults
     two_towers = "MagicXin/DCFormer_SigLIP"
     text = "medicalai/ClinicalBERT"
     med3dvlm = "MagicXin/Med3DVLM-Qwen-2.5-7B"
     cxr_bert = "microsoft/BiomedVLP-CXR-BERT-specialized"
     bert_score = "roberta-large"        # "" leaves BERTScore out
+    tokenizer = "Qwen/Qwen3-4B"         # of U-VLM's decoder; only files that are on this machine are read
+    radbert = ""                        # CT-CLIP's RadBertClassifier.pth; "" reads labels from reports by key words
+    radbert_backbone = "zzxslp/RadBERT-RoBERTa-4m"
     [decoders]
     "0.5B" = "Qwen/Qwen2.5-0.5B-Instruct"
     [run]
@@ -17,7 +23,10 @@
     pretraining = {epochs = 0}          # only scores two_towers; {} trains new ones by the paper's recipe
     finetuning = {}                     # fields of ctvlm_lib.vlm.finetune.Finetuning
     alignment = {}                      # fields of ctvlm_lib.alignment.radgenome_recipe.OnRadGenome, for align-… arms
-    prepared = ""                       # folder for their volumes as the encoder reads them, 20 MB each; "" keeps none
+    uvlm = {}                           # fields of ctvlm_lib.experiments.uvlm_real_options.OnReal, for uvlm-… arms,
+                                        # and tables of such for one stage: segmentation, classification, report
+    prepared = ""                       # folder for their volumes as the encoder reads them, 20 MB each; "" keeps none,
+                                        # which uvlm-… arms, 25 MB each, don't do without
     patients = 0                        # fewer of each split, for a trial; 0 takes all
 
 A path that isn't absolute is looked for below the folder of the file. ``ctvlm run --profile paper --sources FILE``
@@ -35,10 +44,12 @@ from ctvlm_lib.errors import BadInput
 VARIABLE = "CTVLM_SOURCES"  # by which the file reaches notebooks
 DECODERS = {size: f"Qwen/Qwen2.5-{size}-Instruct" for size in ("0.5B", "1.5B", "3B", "7B")}
 _TABLES = {
-    "data": ("ct_rate", "radgenome", "m3d"),
-    "weights": ("two_towers", "text", "med3dvlm", "cxr_bert", "bert_score"),
-    "run": ("arms", "pretraining", "finetuning", "alignment", "prepared", "patients", "variant", "size_dhw_vox"),
-}
+    "data": ("ct_rate", "radgenome", "m3d", "rex_grounding", "totalsegmentator", "abdomen_atlas"),
+    "weights": ("two_towers", "text", "med3dvlm", "cxr_bert", "bert_score", "tokenizer", "radbert",
+                "radbert_backbone"),
+    "run": ("arms", "pretraining", "finetuning", "alignment", "uvlm", "prepared", "patients", "variant",
+            "size_dhw_vox"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -46,15 +57,17 @@ class Sources:
     """What a user has.
 
     Attributes:
-        ct_rate, radgenome, m3d: folders of data sets, "" for one that isn't there.
+        ct_rate, radgenome, m3d, rex_grounding, totalsegmentator, abdomen_atlas: folders of data sets, "" for one that
+            isn't there.
         two_towers: DCFormer and text tower. text: the text tower's configuration and tokenizer. med3dvlm: the whole
             model, with its tokenizer. cxr_bert: the text tower of alignment on RadGenome-ChestCT. bert_score: the model
-            behind BERTScore, "" for none.
+            behind BERTScore, "" for none. tokenizer: of U-VLM's decoder. radbert, radbert_backbone: what reads labels
+            from reports, see :mod:`ctvlm_lib.evaluate.radbert`, "" for none.
         decoders: size → language model in the hub's layout.
         arms: of :mod:`ctvlm_lib.experiments.real_arms` that a notebook runs.
         pretraining: options of ``ctvlm arm dcformer-siglip-m3d``. finetuning: fields that an arm has otherwise.
-        alignment: fields that an ``align-…`` arm has otherwise. prepared: where its volumes are kept as the encoder
-            reads them, "" for nowhere.
+        alignment, uvlm: fields that an ``align-…`` or a ``uvlm-…`` arm has otherwise. prepared: where their volumes
+            are kept as the encoder reads them, "" for nowhere.
         patients: the first so many of each split; 0 takes all.
         variant: of DCFormer. size_dhw_vox: that volumes are brought to.
     """
@@ -62,16 +75,23 @@ class Sources:
     ct_rate: str = ""
     radgenome: str = ""
     m3d: str = ""
+    rex_grounding: str = ""
+    totalsegmentator: str = ""
+    abdomen_atlas: str = ""
     two_towers: str = "MagicXin/DCFormer_SigLIP"
     text: str = "medicalai/ClinicalBERT"
     med3dvlm: str = "MagicXin/Med3DVLM-Qwen-2.5-7B"
     cxr_bert: str = "microsoft/BiomedVLP-CXR-BERT-specialized"
     bert_score: str = "roberta-large"
+    tokenizer: str = "Qwen/Qwen3-4B"
+    radbert: str = ""
+    radbert_backbone: str = "zzxslp/RadBERT-RoBERTa-4m"
     decoders: Mapping[str, str] = field(default_factory=lambda: dict(DECODERS))
     arms: tuple[str, ...] = ()
     pretraining: Mapping = field(default_factory=lambda: {"epochs": 0})
     finetuning: Mapping = field(default_factory=dict)
     alignment: Mapping = field(default_factory=dict)
+    uvlm: Mapping = field(default_factory=dict)
     prepared: str = ""
     patients: int = 0
     variant: str = "small"

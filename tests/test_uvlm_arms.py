@@ -10,7 +10,8 @@ from monai.losses import DiceCELoss
 from sklearn.metrics import precision_recall_fscore_support
 
 from ctvlm_lib import checkpoints
-from ctvlm_lib.alignment.classification import QueryClassifier, fit
+from ctvlm_lib.alignment.classification import QueryClassifier, fit, fit_head
+from ctvlm_lib.alignment.scans import as_input
 from ctvlm_lib.encoder.unet import unet, unet_encoder
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.evaluate.text import text_scores
@@ -30,7 +31,8 @@ from ctvlm_lib.vlm import report_writer
 
 FEW = {"train": 6, "validation": 10, "test": 12}
 STEPS = {"steps": 2, "batch": 2}
-CHAIN = (("cls", ""), ("rep", "-cls-skip"), ("rep", "-cls-lora"))
+HEAD = {"head_steps": 2, "head_batch": 4, "views": 2}
+CHAIN = (("cls", "", HEAD), ("rep", "-cls-skip", {}), ("rep", "-cls-lora", {}))
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +47,7 @@ def home(tmp_path_factory, world):
     places = {"checkpoint_folder": folder / "checkpoints", "results": folder / "results", "progress": False}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report_writer, "LONGEST", 24)  # nothing was learnt that would end a report
-        for name, more in (("seg-CL", {"patients": 6}), *((f"{arm}-CL{rest}", {}) for arm, rest in CHAIN)):
+        for name, more in (("seg-CL", {"patients": 6}), *((f"{arm}-CL{rest}", more) for arm, rest, more in CHAIN)):
             run(PREFIX + name, 0, world, changes=STEPS | more, **places)
     uvlm.store_truth(world, folder / "results")
     return folder
@@ -165,6 +167,25 @@ def test_the_encoder_learns_only_at_a_rate(world, rate, moves):
     assert moved <= 1.1 * rate * 1e-3  # AdamW's first step is as long as the rate
 
 
+def test_the_head_learns_alone_on_maps_that_are_those_of_the_volumes(world):
+    split = world.split("train")
+    model = QueryClassifier(unet_encoder("phantom", seed=0), LABELS)
+    before = {name: one.clone() for name, one in model.state_dict().items()}
+    curve = fit_head(model, split.scans, split.labels, Training(1, 1e-3, warmup_share=0), 6, progress=False)
+    volume = torch.from_numpy(as_input(split.scans.hu))[:, None]
+    head = {name: one for name, one in before.items() if not name.startswith("encoder.")}
+    moved = {name for name, one in model.state_dict().items() if not torch.equal(one, before[name])}
+    assert moved and moved <= set(head)
+    model.load_state_dict(before)
+    with torch.no_grad():
+        wanted = torch.nn.functional.binary_cross_entropy_with_logits(
+            model(volume), torch.from_numpy(split.labels).float()
+        )
+    assert curve[0]["loss"] == pytest.approx(wanted.item(), rel=1e-3)  # maps are kept in 16 bits
+    with pytest.raises(BadInput, match="larger than the 12 kept maps"):
+        fit_head(model, split.scans, split.labels, Training(1, 1e-3), 64, views=2, progress=False)
+
+
 # stage 3
 
 
@@ -179,7 +200,7 @@ def test_a_patient_without_findings_in_words_is_refused(world):
 def test_kept_features_give_the_loss_of_the_volumes(world):
     split, writer = world.split("train"), uvlm.build(uvlm.Arm(uvlm.REP, injected=True)).eval()
     kept = [stage[:2].float() for stage in report_writer.kept_features(writer, split.scans)]
-    volume = torch.from_numpy(report_writer.as_input(split.scans.hu[:2]))[:, None]
+    volume = torch.from_numpy(as_input(split.scans.hu[:2]))[:, None]
     with torch.no_grad():
         one, two = writer(kept, split.scans.reports[:2]), writer(writer.features(volume), split.scans.reports[:2])
     assert one.item() == pytest.approx(two.item(), rel=1e-3)  # kept in 16 bits

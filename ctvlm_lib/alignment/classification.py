@@ -2,7 +2,8 @@
 
 As released: a query for each label, four heads, a norm behind them, every label's entropy with the same weight. As
 printed the encoder learns at a tenth of the head's rate (``encoder_rate``); that also holds for an encoder with random
-weights, to which it does most harm, so 1 is there to compare.
+weights, to which it does most harm, so 1 is there to compare. Decided here, as steps with the encoder are dear on a
+CPU: the head may learn first, alone, on maps that are computed once (:func:`fit_head`); then both do (:func:`fit`).
 
 Source: uvlm.txt §2.1, equation (2), and §3.1; peers' released code for what it leaves open.
 """
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ctvlm_lib.alignment.scans import Scans, as_input, batch_of, drawn_batch
+from ctvlm_lib.alignment.scans import SHIFT_VOX, Scans, batch_of, drawn_batch
 from ctvlm_lib.encoder import frozen
 from ctvlm_lib.encoder.unet import UNetEncoder
 from ctvlm_lib.errors import BadInput
@@ -68,6 +69,47 @@ class QueryClassifier(nn.Module):
         return self.norm(taken), weights
 
 
+def fit_head(
+    model: QueryClassifier,
+    scans: Scans,
+    truth: np.ndarray,
+    settings: Training,
+    batch: int = 64,
+    views: int = 1,
+    *,
+    folder: str | Path | None = None,
+    on_step: Callable[[dict[str, float]], None] | None = None,
+    progress: bool = True,
+) -> Curve:
+    """Train the head in place, on the last maps of a frozen encoder, which are computed once.
+
+    Args:
+        model: to be trained.
+        scans, truth: see :func:`fit`.
+        settings: how.
+        batch: maps a step, over all processes.
+        views: maps of each patient: as it is, and shifted.
+        folder, on_step, progress: see :func:`ctvlm_lib.training.train`.
+
+    Raises:
+        BadInput: as :func:`fit`.
+    """
+    _check(model, scans, truth)
+    frozen.freeze(model.encoder)
+    kept = torch.cat([_kept_maps(model.encoder, scans, view, settings.seed) for view in range(views)])
+    if batch > len(kept):
+        raise BadInput(f"a batch of {batch} is larger than the {len(kept)} kept maps; choose a smaller one")
+    wanted = torch.from_numpy(np.tile(truth, (views, 1))).float()
+
+    def loss(network: QueryClassifier, step: Step) -> Tensor:
+        index = torch.from_numpy(step.mine(step.rng("maps").choice(len(kept), batch, replace=False)))
+        device = network.queries.device
+        logits = network.head(kept[index].float().to(device))
+        return nn.functional.binary_cross_entropy_with_logits(logits, wanted[index].to(device))
+
+    return train(model, loss, settings, folder=folder, on_step=on_step, progress=progress)
+
+
 def fit(
     model: QueryClassifier,
     scans: Scans,
@@ -84,7 +126,8 @@ def fit(
 
     Args:
         model: to be trained.
-        scans: the patients. truth: bool ``(n, labels)``.
+        scans: the patients, in memory, or an object that reads each volume when :func:`pictures` asks for it.
+        truth: bool ``(n, labels)``.
         settings: how.
         batch: volumes a step, over all processes.
         encoder_rate: of the head's; 0 freezes the encoder.
@@ -93,10 +136,7 @@ def fit(
     Raises:
         BadInput: truth of other patients or labels, or a batch larger than the cohort.
     """
-    if truth.shape != (len(scans), len(model.labels)):
-        raise BadInput(
-            f"truth is {truth.shape} for {len(scans)} patients and {len(model.labels)} labels; give a row each"
-        )
+    _check(model, scans, truth)
     if encoder_rate:
         frozen.unfreeze(model.encoder)
         settings = replace(settings, rates=(("encoder.", encoder_rate),))
@@ -107,7 +147,7 @@ def fit(
         index, shifts = drawn_batch(scans, step.rng("patients"), batch)
         index, shifts = step.mine(index), step.mine(shifts)
         device = network.queries.device
-        volume = torch.from_numpy(batch_of(scans, index, shifts).image)
+        volume = pictures(scans, index, shifts)
         logits = network(volume.to(device, memory_format=torch.channels_last_3d))
         wanted = torch.from_numpy(truth[index]).to(device, logits.dtype)
         return nn.functional.binary_cross_entropy_with_logits(logits, wanted)
@@ -120,5 +160,39 @@ def fit(
 def logits_of(model: QueryClassifier, scans: Scans, batch: int = 10) -> np.ndarray:
     """float32 ``(n, labels)`` of unshifted volumes."""
     model.eval()
-    parts = [as_input(scans.hu[start : start + batch])[:, None] for start in range(0, len(scans), batch)]
-    return np.concatenate([model(torch.from_numpy(part)).numpy() for part in parts])
+    device = model.queries.device
+    parts = [np.arange(start, min(start + batch, len(scans))) for start in range(0, len(scans), batch)]
+    return np.concatenate([model(pictures(scans, part).to(device)).cpu().numpy() for part in parts])
+
+
+def pictures(scans: Scans, index: np.ndarray, shifts: np.ndarray | None = None) -> Tensor:
+    """What an encoder reads of some patients: float32 ``(B, 1, D, H, W)``.
+
+    Args:
+        scans: the patients; an object that isn't a cohort in memory has a method of this name.
+        index, shifts: see :func:`ctvlm_lib.alignment.scans.batch_of`.
+    """
+    if isinstance(scans, Scans):
+        return torch.from_numpy(batch_of(scans, index, shifts).image)
+    return torch.from_numpy(scans.pictures(index, shifts))
+
+
+def _check(model: QueryClassifier, scans: Scans, truth: np.ndarray) -> None:
+    if truth.shape != (len(scans), len(model.labels)):
+        raise BadInput(
+            f"truth is {truth.shape} for {len(scans)} patients and {len(model.labels)} labels; give a row each"
+        )
+
+
+@torch.inference_mode()
+def _kept_maps(encoder: UNetEncoder, scans: Scans, view: int, seed: int, batch: int = 10) -> Tensor:
+    """Last maps of all patients, float16 ``(n, C, D, H, W)``: as they are in view 0, shifted in the others."""
+    encoder.eval()
+    rng, n = np.random.default_rng([seed, view]), len(scans)
+    shifts = np.stack([rng.integers(-s, s + 1, n) if view else np.zeros(n, int) for s in SHIFT_VOX], axis=1)
+    parts = []
+    for start in range(0, len(scans), batch):
+        some = np.arange(start, min(start + batch, len(scans)))
+        image = torch.from_numpy(batch_of(scans, some, shifts[some]).image)
+        parts.append(encoder.features(image.to(next(encoder.parameters()).device))[-1].half().cpu())
+    return torch.cat(parts)

@@ -31,10 +31,11 @@ UNET_VARIANTS: dict[str, dict] = {
         "channels": (32, 64, 128, 256, 320, 320), "blocks": (1, 3, 4, 6, 6, 6),
         "stage_strides_dhw": ((1, 1, 1), *((2, 2, 2),) * 5),
     },
-    # ours, for the cohort's 32×64×64 voxels of 10.6×5.3×5.3 mm: the first stride makes them nearly cubes
+    # ours, for the cohort's 32×64×64 voxels of 10.6×5.3×5.3 mm: the first stride makes them nearly cubes, and the last
+    # grid, 4×8×8, has the paper's cells of some 40 mm in the plane (6×8×8 there)
     "phantom": {
         "channels": (8, 16, 32, 64, 64), "blocks": (1, 1, 1, 1, 1),
-        "stage_strides_dhw": ((1, 1, 1), (1, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2)),
+        "stage_strides_dhw": ((1, 1, 1), (1, 2, 2), (2, 2, 2), (2, 2, 2), (2, 1, 1)),
     },
 }  # fmt: skip
 

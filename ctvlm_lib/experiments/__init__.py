@@ -28,6 +28,13 @@ One concept a file:
     chat_arms    MedVista3D's language model and CT-CHAT's kind on the aligned encoders: trained, asked, stored
     chat_records, chat_protocol    the four tasks that they are asked, and what is fixed for them
     chat_tables  Table 3 from what is stored
+    uvlm         U-VLM's arms: three stages that hand on one encoder
+    uvlm_protocol, uvlm_tables    what is fixed for them, and tables
+    uvlm_real    the same on a user's CT-RATE or AbdomenAtlas: profile paper
+    uvlm_real_options, uvlm_real_cost    what is trained there, and what that costs
+    uvlm_real_listed, uvlm_real_data, uvlm_real_scores    which scans there are, made ready, and what is said of them
+    predicted_masks    regions that U-VLM's first stage finds
+    predicted_prompts  prompts drawn on them: asked, stored
     vlm_contrasts the protocol's contrasts on it
     scores       accuracy with intervals, paired differences, calibration: tables from tables of answers
 """

@@ -6,7 +6,7 @@
     rep-none, rep-cls, rep-CL, rep-FL       stage 3 on what is named, the encoder frozen
     rep-C-cls, rep-CL-cls, rep-FL-cls       stage 3 on stage 2 on stage 1
     …-skip                     and every layer of the decoder reads a stage of the encoder (equation 5)
-    …-tokens                   eight times as many image tokens: those of the last stage but one
+    …-tokens                   twice as many image tokens, those of the last stage but one; in the paper eight times
     …-tuned                    the encoder learns, too, at a tenth of the rate
     …-lora                     a decoder pretrained on the training split's text, with LoRA, instead of one from scratch
 
@@ -26,6 +26,7 @@ from ctvlm_lib.alignment import classification
 from ctvlm_lib.alignment.arm_tables import RESULTS, of_seed
 from ctvlm_lib.alignment.checkpoints import check_tensors
 from ctvlm_lib.alignment.classification import QueryClassifier
+from ctvlm_lib.alignment.enrichment import report_statement
 from ctvlm_lib.alignment.scans import Scans
 from ctvlm_lib.encoder.unet import UNet, UNetEncoder, unet, unet_encoder
 from ctvlm_lib.errors import BadInput, atomic_path
@@ -44,7 +45,8 @@ from ctvlm_lib.vlm.report_writer import ReportWriter
 
 PREFIX, VARIANT = "uvlm-", "phantom"
 SEG, CLS, REP = STAGES = ("segmentation", "classification", "report")
-SPLITS = ("validation", "test")
+HEAD = "head"  # of stage 2, which learns first, alone
+SPLITS, FORMS = ("validation", "test"), ("report", "structured")
 GRANULARITY = {"C": "C", "CL": "C+L", "FL": "F+L"}  # in a name → in the paper
 ORGANS = ("liver", "kidney", "spleen")  # whose lesions are looked for in masks, as in table 3
 TRUTH = f"{PREFIX}truth"
@@ -114,7 +116,7 @@ class Split:
 
     Attributes:
         patients: with their masks.
-        scans: volumes and reports.
+        scans: volumes and reports, in the form that the protocol names.
         labels: bool ``(n, 18)``, in the order of ``LABELS``.
     """
 
@@ -136,7 +138,23 @@ class World(Splits[Split]):
     def _made(self, patients: Iterable[Patient]) -> Split:
         those = list(patients)
         labels = np.array([[abnormality_labels(patient)[label] for label in LABELS] for patient in those])
-        return Split(those, Scans.of(those), labels)
+        return Split(those, told(Scans.of(those), load()["report"]["text"]), labels)
+
+
+def told(scans: Scans, form: str) -> Scans:
+    """Scans with their reports as stage 3 writes them.
+
+    Args:
+        scans: with reports as they are.
+        form: "report", or "structured": what is found, region by region, and what isn't, in plain sentences, see
+            :func:`ctvlm_lib.alignment.enrichment.report_statement`.
+
+    Raises:
+        BadInput: no such form.
+    """
+    if form not in FORMS:
+        raise BadInput(f"a report is written as {form!r}; choose one of {', '.join(map(repr, FORMS))}")
+    return scans if form == FORMS[0] else replace(scans, reports=tuple(map(report_statement, scans.reports)))
 
 
 def run(
@@ -183,12 +201,13 @@ def run(
     settings = settings_of(arm, seed, changes)
     model = build(arm, seed, checkpoint_folder)
     way = Path(folder) / label if folder else None
-    curve = _fit(model, arm, world.split("train"), settings, folder=way, on_step=on_step, progress=progress)
-    record |= {"profile": world.profile, "seed": seed} | checkpoints.circumstances({arm.stage: curve})
+    curves = _fit(model, arm, world.split("train"), settings, way, on_step=on_step, progress=progress)
+    record |= {"profile": world.profile, "seed": seed} | checkpoints.circumstances(curves)
     record |= {"arm": asdict(arm), "settings": settings}
     save(Path(checkpoint_folder) / label, model, arm, record)
     model = read(label, checkpoint_folder)  # what is asked is what is stored, float16's rounding included
-    said = {split: ask(model, world.split(split), arm) for split in splits if split == "test" or arm.stage != REP}
+    asked = [split for split in splits if split == "test" or arm.stage != REP]
+    said = {split: ask(model, world.split(split), arm, load()[SEG]["asked"].get(split, 0)) for split in asked}
     record["minutes"] = round((time.monotonic() - begun) / 60, 2)
     _store(said, record, Path(results) / label)
     return said
@@ -249,16 +268,26 @@ def _around(encoder: UNetEncoder, arm: Arm, seed: int) -> nn.Module:
     return report_writer.from_scratch(encoder, fixed["decoder"], how, fixed["attention"], seed)
 
 
-def _fit(model: nn.Module, arm: Arm, known: Split, settings: Mapping, **how):
+def _fit(model: nn.Module, arm: Arm, known: Split, settings: Mapping, folder: Path | None = None, **how) -> dict:
+    """Train a stage; its curves by name. Stage 2 has two, that of the head alone and that of both."""
     training = Training(
         settings["steps"], settings["lr"], weight_decay=settings["weight_decay"], seed=settings["seed"],
         checkpoint_every=settings["checkpoint_every"],
     )  # fmt: skip
+    curves, how_long = {}, (training, settings["batch"], arm.encoder_rate)
     if arm.stage == SEG:
-        some = known.segmented(arm.granularity, settings["patients"])
-        return unet_training.fit(model, some, training, settings["batch"], tuple(settings["patch"]), **how)
-    module, truth = (classification, (known.labels,)) if arm.stage == CLS else (report_writer, ())
-    return module.fit(model, known.scans, *truth, training, settings["batch"], arm.encoder_rate, **how)
+        some, patch = known.segmented(arm.granularity, settings["patients"]), tuple(settings["patch"])
+        curves[SEG] = unet_training.fit(model, some, training, settings["batch"], patch, folder=folder, **how)
+    elif arm.stage == CLS:
+        first = replace(training, steps=settings["head_steps"], lr=settings["head_lr"])
+        curves[HEAD] = classification.fit_head(
+            model, known.scans, known.labels, first, settings["head_batch"], settings["views"],
+            folder=folder and folder / HEAD, **how,
+        )  # fmt: skip
+        curves[CLS] = classification.fit(model, known.scans, known.labels, *how_long, folder=folder, **how)
+    else:
+        curves[REP] = report_writer.fit(model, known.scans, *how_long, folder=folder, **how)
+    return curves
 
 
 def save(folder: Path, model: nn.Module, arm: Arm, record: dict) -> Path:
@@ -291,8 +320,12 @@ def read(name: str, folder: str | Path = checkpoints.FOLDER) -> UNet | QueryClas
     return model.eval().requires_grad_(False)
 
 
-def ask(model: nn.Module, split: Split, arm: Arm) -> dict[str, np.ndarray]:
+def ask(model: nn.Module, split: Split, arm: Arm, masks: int = 0) -> dict[str, np.ndarray]:
     """What a trained model says of a split.
+
+    Args:
+        model, split, arm: who is asked about whom.
+        masks: the first so many patients are segmented, in windows of the size of a training patch; 0: all.
 
     Returns:
         stage 1: ``dice`` float ``(n, classes − 1)``, NaN where a class isn't there, and, if it knows lesions,
@@ -303,8 +336,8 @@ def ask(model: nn.Module, split: Split, arm: Arm) -> dict[str, np.ndarray]:
         return {"logits": np.round(classification.logits_of(model, split.scans), 3)}
     if arm.stage == REP:
         return {"report": np.array(report_writer.reports_of(model, split.scans))}
-    known, classes = split.segmented(arm.granularity), ClassMap.of("phantom", arm.granularity)
-    found = unet_training.segment(model, known.hu)
+    known, classes = split.segmented(arm.granularity, masks), ClassMap.of("phantom", arm.granularity)
+    found = unet_training.segment(model, known.hu, tuple(load()[SEG]["patch"]))
     said = {"dice": np.round(unet_training.dice_of(found, known), 3)}
     if classes.lesions:
         said["lesion"] = np.stack([unet_training.lesion_voxels(one, classes, ORGANS) for one in found])

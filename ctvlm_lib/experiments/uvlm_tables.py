@@ -69,7 +69,8 @@ class Store(StoredArms):
             return found
         found["Dice of lesions"] = _mean_dice(said["dice"][:, anatomy:])
         tuned = self.said(arm, seed, "validation")["lesion"].astype(float)
-        called = _called(tuned, organ_lesions(self.truth("validation")["labels"]), said["lesion"].astype(float), ORGANS)
+        known = organ_lesions(self.truth("validation")["labels"])[: len(tuned)]
+        called = _called(tuned, known, said["lesion"].astype(float), ORGANS)
         return found | _lesion_scores(called, organ_lesions(self.truth("test")["labels"]))
 
     def _of_logits(self, arm: str, seed: int, _: dict) -> dict[str, Drawn]:

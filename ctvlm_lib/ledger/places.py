@@ -158,13 +158,12 @@ def _uvlm(cell: Published) -> Place:
     if found is None:
         if "decoder Q4B" in cell.condition:
             return Place(DATA, why="needs Qwen3-4B, all of it tuned, and the real data sets", built=False)
-        return Place(DATA, why="needs AbdomenAtlas 3.0; the cohort has one set of reports, scored beside CT-RATE's",
-                     built=False)  # fmt: skip
+        return Place(DATA, why="needs AbdomenAtlas 3.0; the cohort has one set of reports, scored beside CT-RATE's")
     abdomen = "AbdomenAtlas" in cell.group
     why = (
         "lesions of liver, kidney and spleen for AbdomenAtlas's" if abdomen else "the cohort's 18 labels for CT-RATE's"
     )
-    return Place(ANALOGUE, found, f"phantoms and a small U-Net; {why}")
+    return Place(ANALOGUE, found, f"phantoms and a small U-Net; {why}", "65")
 
 
 _PAPERS = {"contour": _prompts, "dualbox": _prompts, "med3dvlm": _med3dvlm, "medvista3d": _medvista3d, "uvlm": _uvlm}

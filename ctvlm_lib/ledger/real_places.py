@@ -1,23 +1,26 @@
 """Which quantity stands beside a published number once a user has the real data: profile ``paper``."""
 
 import re
+from dataclasses import replace
 
 from ctvlm_lib.evaluate.text_papers import variant_for
+from ctvlm_lib.experiments.uvlm import ARMS
 from ctvlm_lib.experiments.vlm_tables import pooled_kinds
-from ctvlm_lib.ledger import local_global
+from ctvlm_lib.ledger import local_global, uvlm
 from ctvlm_lib.ledger.published import Published
-from ctvlm_lib.ledger.quantities import Aligned, RealScore, Recall
+from ctvlm_lib.ledger.quantities import Aligned, RealScore, Recall, Staged
 from ctvlm_lib.records import protocol
 from ctvlm_lib.records.m3d import QUESTION_TYPES
 
 PROMPTS = {
     "no prompt": "none", "contour (VISTA-Prompt)": "contour", "positive box only": "box", "dual-polarity boxes": "dual",
 }  # fmt: skip
+ABDOMEN = "AbdomenAtlas"  # begins the name of U-VLM's second data set
 ALIGNED = ("T1", "T4", "T5")  # of MedVista3D; T2 asks about Rad-ChestCT
 RETRIEVAL = {"ViT3D CLIP": "vit3d-clip-m3d", "DCFormer CLIP": "dcformer-clip-m3d", "Med3DVLM": "dcformer-siglip-m3d"}
 
 
-def quantity(cell: Published) -> RealScore | Recall | Aligned | None:
+def quantity(cell: Published) -> RealScore | Recall | Aligned | Staged | None:
     """What stands beside a number if the real data are there; None where this workbook can't have it even then."""
     if cell.value is None:
         return None
@@ -25,10 +28,12 @@ def quantity(cell: Published) -> RealScore | Recall | Aligned | None:
         return _prompts(cell)
     if cell.paper == "medvista3d":
         return local_global.quantity(cell) if cell.table in ALIGNED else None
+    if cell.paper == "uvlm":
+        return _uvlm(cell)
     return _med3dvlm(cell) if cell.paper == "med3dvlm" else None
 
 
-def command(found: RealScore | Recall | Aligned | None) -> str:
+def command(found: RealScore | Recall | Aligned | Staged | None) -> str:
     """What makes it, "" for nothing."""
     if found is None:
         return ""
@@ -66,3 +71,16 @@ def _med3dvlm(cell: Published) -> RealScore | Recall | None:
         tuple(QUESTION_TYPES.values()))  # fmt: skip
     metric = "accuracy" if form == "closed" else variant_for("med3dvlm")[cell.column]
     return RealScore(arm, form, metric, kinds, mean=kind == "mean")
+
+
+def _uvlm(cell: Published) -> Staged | None:
+    """The cohort's arm and measure on the data set that the number is of; none whose decoder is Qwen3."""
+    abdomen = cell.group.startswith(ABDOMEN)
+    reports = abdomen and cell.column.startswith("BLEU")  # the cohort's reports stand beside CT-RATE's alone
+    found = uvlm.quantity(replace(cell, group="") if reports else cell)
+    if found is None or ARMS[found.arm].lora:
+        return None
+    if not abdomen:
+        return found
+    measure = found.measure.replace("spleen", "pancreas")  # in whose place the cohort has the spleen
+    return replace(found, arm=f"{found.arm}-abdomen", measure=measure)

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from ctvlm_lib import checkpoints
 from ctvlm_lib.alignment.arm_tables import RESULTS, name_and_seed
 from ctvlm_lib.errors import BadInput
-from ctvlm_lib.experiments import answers, asked, chat_tables
+from ctvlm_lib.experiments import answers, asked, chat_tables, predicted_prompts
 from ctvlm_lib.experiments import uvlm as staged
 from ctvlm_lib.experiments.answers import AS_ASKED
 from ctvlm_lib.experiments.asked import Asked
@@ -162,6 +163,8 @@ def _look(path: Path, found: Folder, against: Against) -> None:
     found.problems += wrong or _record(path.name, found, bool(said), against)
     if said:
         _answers(path, said, found, against)
+        if path.name.startswith(predicted_prompts.NAME):
+            _masks(path, found, against)
     else:
         _recalls(path, found)
 
@@ -241,6 +244,20 @@ def _answers(path: Path, splits: list[str], found: Folder, against: Against) -> 
     if "test" in said and (path / sums.DERIVED).is_file():
         digest = sums.sha256_of(path / "test.npz")
         found.problems += stored_tables.compare_scores(pd.read_csv(path / sums.DERIVED, dtype=str), found.table, digest)
+
+
+def _masks(path: Path, found: Folder, against: Against) -> None:
+    """What prompts on predicted masks have beside their answers: the masks' Dice, and the networks they came from."""
+    asked_of = against.questions["test"]
+    if isinstance(asked_of, Asked):
+        table = predicted_prompts.read_masks(path, asked_of.names)
+        found.holds += f" with true, predicted and no masks; Dice of {len(table)} regions"
+    for name, sha256 in found.record["made_with"].items():
+        if against.checkpoints is None or not (against.checkpoints / name).is_dir():
+            continue
+        if checkpoints.record(name, against.checkpoints)["weights"]["sha256"] != sha256:
+            told = f"made with other weights than checkpoints/{name} has; run it again"
+            found.problems.append(f"{record_checks.NAME}: {told}")
 
 
 def _rows(table: pd.DataFrame, counted: int | None, record: dict, questions: Asked) -> Iterator[str]:

@@ -61,6 +61,10 @@ class Segmented:
     def __len__(self) -> int:
         return len(self.names)
 
+    def as_input(self, k: int, hu: np.ndarray) -> np.ndarray:
+        """HU of the k-th patient, or of a part of it, as a network reads them."""
+        return as_input(hu)
+
 
 def class_weights(target: np.ndarray, classes: int) -> Tensor:
     """1/√share of the voxels of each class, their mean 1; a class without a voxel gets the rarest one's weight."""
@@ -101,7 +105,7 @@ def fit(
 
     Args:
         model: with the classes of ``known``.
-        known: whom it learns from.
+        known: whom it learns from; any object with these attributes, such as one that reads each volume from disk.
         settings: how.
         batch: patches a step, over all processes.
         patch_dhw_vox: their size; None takes whole volumes, shifted.
@@ -142,8 +146,9 @@ def fit(
 
 @torch.inference_mode()
 def segment(
-    model: UNet, hu: np.ndarray, patch_dhw_vox: tuple[int, int, int] | None = None, batch: int = 4
-) -> np.ndarray:
+    model: UNet, hu: np.ndarray, patch_dhw_vox: tuple[int, int, int] | None = None, batch: int = 4,
+    look: Callable[[np.ndarray], np.ndarray] = as_input,
+) -> np.ndarray:  # fmt: skip
     """Segment volumes.
 
     Args:
@@ -151,6 +156,7 @@ def segment(
         hu: ``(n, D, H, W)``.
         patch_dhw_vox: window that slides over a volume, half overlapping; None reads it whole.
         batch: volumes, or windows, at a time.
+        look: HU → what the network reads.
 
     Returns:
         uint8 ``(n, D, H, W)``, the likeliest class of each voxel.
@@ -162,14 +168,14 @@ def segment(
 
     if patch_dhw_vox and any(n < p for n, p in zip(hu.shape[1:], patch_dhw_vox, strict=True)):
         raise BadInput(f"a volume of {hu.shape[1:]} voxels is smaller than the window of {patch_dhw_vox}; pad it")
-    found = np.zeros(hu.shape, np.uint8)
+    found, device = np.zeros(hu.shape, np.uint8), next(model.parameters()).device
     for start in range(0, len(hu), batch):
-        some = torch.from_numpy(as_input(hu[start : start + batch]))[:, None]
+        some = torch.from_numpy(look(hu[start : start + batch]))[:, None].to(device)
         if patch_dhw_vox:
             logits = sliding_window_inference(some, patch_dhw_vox, batch, lambda x: model(x)[0], overlap=0.5)
         else:
             logits = model(some)[0]
-        found[start : start + batch] = logits.argmax(dim=1).numpy()
+        found[start : start + batch] = logits.argmax(dim=1).cpu().numpy()
     return found
 
 
@@ -237,14 +243,14 @@ def _example(known: Segmented, k: int, rng: np.random.Generator, patch) -> tuple
     else:
         crop = _patch(target, rng, patch)
         hu, target = hu[crop], target[crop]
-    return as_input(hu + rng.normal(0, NOISE_HU, hu.shape)), target
+    return known.as_input(k, hu + rng.normal(0, NOISE_HU, hu.shape)), target
 
 
 def _patch(target: np.ndarray, rng: np.random.Generator, patch) -> tuple[slice, ...]:
     """A place for a patch: anywhere, or around a voxel of a class that is there."""
     room = [n - p for n, p in zip(target.shape, patch, strict=True)]
     start = [int(rng.integers(r + 1)) for r in room]
-    there = np.unique(target)[np.unique(target) > 0]
+    there = np.flatnonzero(np.bincount(target.ravel())[1:]) + 1
     if len(there) and rng.random() < OF_FOREGROUND:
         places = np.argwhere(target == rng.choice(there))
         middle = places[rng.integers(len(places))]

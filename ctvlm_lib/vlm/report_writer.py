@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from ctvlm_lib.alignment.scans import Scans, as_input, batch_of, drawn_batch
+from ctvlm_lib.alignment.classification import pictures
+from ctvlm_lib.alignment.scans import Scans, drawn_batch
 from ctvlm_lib.encoder import frozen
 from ctvlm_lib.encoder.unet import UNetEncoder
 from ctvlm_lib.errors import BadInput
@@ -29,6 +30,7 @@ from ctvlm_lib.vlm.uvlm import UvlmDecoder
 from ctvlm_lib.vlm.uvlm_config import UvlmConfig, paper_decoder
 
 VISION_START, VISION_END, PLACEHOLDER = VOCABULARY, VOCABULARY + 1, VOCABULARY + 2  # behind the ladder's words
+AROUND = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>")  # of another tokenizer, under Qwen3's names
 LONGEST = 400  # tokens of a report; the cohort's longest has fewer
 
 
@@ -61,16 +63,17 @@ class ReportWriter(nn.Module):
 
     def forward(self, features: Sequence[Tensor], texts: Sequence[str]) -> Tensor:
         """Mean negative log-likelihood of reports, equation (3)."""
-        tokens = [[*self.tokenizer(text)["input_ids"], EOS_ID] for text in texts]
+        end, pad = self.decoder.config.eos_token_id, self.decoder.config.pad_token_id
+        tokens = [[*self.tokenizer(text)["input_ids"], end] for text in texts]
         longest, device = max(map(len, tokens)), features[0].device
-        ids = torch.tensor([row + [PAD_ID] * (longest - len(row)) for row in tokens], device=device)
+        ids = torch.tensor([row + [pad] * (longest - len(row)) for row in tokens], device=device)
         mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in tokens], device=device)
         return self.decoder(features, ids, mask, labels=ids.masked_fill(mask == 0, IGNORED)).loss
 
     @torch.inference_mode()
-    def write(self, features: Sequence[Tensor]) -> list[str]:
-        """Reports of volumes whose features these are, greedily."""
-        tokens = self.decoder.generate(features, max_new_tokens=LONGEST)
+    def write(self, features: Sequence[Tensor], longest: int = 0) -> list[str]:
+        """Reports of volumes whose features these are, greedily; of ``longest`` tokens at most, 0 is LONGEST."""
+        tokens = self.decoder.generate(features, max_new_tokens=longest or LONGEST)
         return self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
 
 
@@ -89,6 +92,32 @@ def from_scratch(
     decoder = paper_decoder(VOCABULARY + 2, initializer_range=width**-0.5, **shape)
     config = _config(decoder, encoder, injection, attention)
     return ReportWriter(encoder, UvlmDecoder.with_seed(config, seed), load_tokenizer())
+
+
+def with_tokenizer(
+    encoder: UNetEncoder, tokenizer: PreTrainedTokenizerBase, shape: Mapping, injection: Mapping, attention: str,
+    seed: int = 0,
+) -> ReportWriter:  # fmt: skip
+    """A writer whose decoder has random weights and another tokenizer's words, as the paper's has Qwen3's.
+
+    Args:
+        encoder: whose maps are read.
+        tokenizer: gets the tokens around the image and its placeholder if it hasn't them, as Qwen3's has.
+        shape, injection, attention, seed: see :func:`from_scratch`; the spread of the weights is the paper's.
+
+    Raises:
+        BadInput: a tokenizer without an end of text.
+    """
+    if tokenizer.eos_token_id is None:
+        raise BadInput("the tokenizer has no token that ends a text; give another, such as Qwen3's")
+    tokenizer.add_tokens(list(AROUND), special_tokens=True)
+    start, end, placeholder = tokenizer.convert_tokens_to_ids(list(AROUND))
+    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    config = UvlmConfig(
+        paper_decoder(len(tokenizer), **shape), encoder.config.channels, injection, attention, start, end, placeholder,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=pad,
+    )  # fmt: skip
+    return ReportWriter(encoder, UvlmDecoder.with_seed(config, seed), tokenizer)
 
 
 def with_pretrained(
@@ -118,13 +147,16 @@ def _config(decoder: PretrainedConfig, encoder: UNetEncoder, injection: Mapping,
 
 
 @torch.inference_mode()
-def kept_features(writer: ReportWriter, scans: Scans, batch: int = 10) -> list[Tensor]:
-    """What the decoder reads of all volumes, unshifted, float16, a tensor for each stage."""
+def kept_features(
+    writer: ReportWriter, scans: Scans, batch: int = 10, index: Sequence[int] | None = None
+) -> list[Tensor]:
+    """What the decoder reads of all volumes, or of some, unshifted, float16, a tensor for each stage."""
     writer.encoder.eval()
-    parts = []
-    for start in range(0, len(scans), batch):
-        volume = torch.from_numpy(as_input(scans.hu[start : start + batch]))[:, None]
-        parts.append([one.half() for one in writer.features(volume)])
+    device, parts = next(writer.encoder.parameters()).device, []
+    index = np.arange(len(scans)) if index is None else np.asarray(index)
+    for start in range(0, len(index), batch):
+        volume = pictures(scans, index[start : start + batch]).to(device)
+        parts.append([one.half().cpu() for one in writer.features(volume)])
     return [torch.cat(stage) for stage in zip(*parts, strict=True)]
 
 
@@ -135,6 +167,7 @@ def fit(
     batch: int = 8,
     encoder_rate: float = 0.0,
     *,
+    keep: bool = True,
     folder: str | Path | None = None,
     on_step: Callable[[dict[str, float]], None] | None = None,
     progress: bool = True,
@@ -143,10 +176,12 @@ def fit(
 
     Args:
         writer: to be trained.
-        scans: volumes and reports.
+        scans: volumes and reports, in memory or read as :func:`ctvlm_lib.alignment.classification.pictures` says.
         settings: how.
         batch: reports a step, over all processes.
-        encoder_rate: of the decoder's rate; 0 freezes the encoder, and its features are computed once.
+        encoder_rate: of the decoder's rate; 0 freezes the encoder.
+        keep: a frozen encoder's features are computed once and kept in memory; False: anew at each step, of shifted
+            volumes.
         folder, on_step, progress: see :func:`ctvlm_lib.training.train`.
 
     Raises:
@@ -160,7 +195,7 @@ def fit(
         kept = None
     else:
         frozen.freeze(writer.encoder)
-        kept = kept_features(writer, scans)
+        kept = kept_features(writer, scans) if keep else None
 
     def loss(network: ReportWriter, step: Step) -> Tensor:
         index, shifts = drawn_batch(scans, step.rng("patients"), batch)
@@ -169,16 +204,25 @@ def fit(
         if kept is not None:
             features = [stage[torch.from_numpy(np.asarray(index))].float().to(device) for stage in kept]
         else:
-            features = network.features(torch.from_numpy(batch_of(scans, index, shifts).image).to(device))
+            features = network.features(pictures(scans, index, shifts).to(device))
         return network(features, [scans.reports[k] for k in index])
 
     return train(writer, loss, settings, folder=folder, on_step=on_step, progress=progress)
 
 
-def reports_of(writer: ReportWriter, scans: Scans, batch: int = 50) -> list[str]:
-    """A report for each patient."""
+def reports_of(writer: ReportWriter, scans: Scans, batch: int = 50, longest: int = 0, at_once: int = 10) -> list[str]:
+    """A report for each patient.
+
+    Args:
+        writer: trained.
+        scans: the patients.
+        batch: reports that are written together.
+        longest: tokens of a report, see :meth:`ReportWriter.write`.
+        at_once: volumes that the encoder reads together.
+    """
     writer.eval()
-    kept, said = kept_features(writer, scans), []
+    device, said = next(writer.decoder.parameters()).device, []
     for start in range(0, len(scans), batch):
-        said += writer.write([stage[start : start + batch].float() for stage in kept])
+        kept = kept_features(writer, scans, at_once, range(start, min(start + batch, len(scans))))
+        said += writer.write([stage.float().to(device) for stage in kept], longest)
     return said

@@ -1,0 +1,257 @@
+"""Profile ``paper``: U-VLM's three stages on a user's CT-RATE and ReXGroundingCT, or AbdomenAtlas 3.0.
+
+    ctvlm arm uvlm-rep-FL-cls-skip --profile paper --sources FILE              CT-RATE
+    ctvlm arm uvlm-rep-CL-cls-skip-abdomen --profile paper --sources FILE      AbdomenAtlas
+
+says what it will cost, reads the tables, makes volumes ready in the folder ``[run] prepared``, trains the arms that
+the named one begins with and then itself, and stores what each says of the test split. The same command goes on where
+it was stopped. Under ``accelerate launch`` all processes train, the first one scores.
+
+What is otherwise than in the paper stands in :mod:`ctvlm_lib.experiments.uvlm_real_options`.
+
+Source: uvlm.txt §3.1; U-VLM's released code (5d7fde9) for the frozen encoder of stage 3.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pandas as pd
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
+from torch import nn
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from ctvlm_lib import checkpoints
+from ctvlm_lib.alignment import classification
+from ctvlm_lib.alignment.arm_tables import of_seed
+from ctvlm_lib.alignment.checkpoints import check_tensors
+from ctvlm_lib.alignment.classification import QueryClassifier
+from ctvlm_lib.alignment.radgenome_volumes import prepare_all
+from ctvlm_lib.encoder.unet import unet, unet_encoder
+from ctvlm_lib.errors import BadInput, atomic_path
+from ctvlm_lib.experiments import uvlm
+from ctvlm_lib.experiments.local_global_real_data import Tell, pace
+from ctvlm_lib.experiments.uvlm import CLS, REP, SEG
+from ctvlm_lib.experiments.uvlm_real_cost import cost
+from ctvlm_lib.experiments.uvlm_real_data import CHEST, LABELS, Volumes
+from ctvlm_lib.experiments.uvlm_real_listed import DATA, listed, usable
+from ctvlm_lib.experiments.uvlm_real_options import PUBLISHED, UNSAID, Task, arm_of, chain, plain
+from ctvlm_lib.experiments.uvlm_real_scores import RADBERT, WORDS, ask, labeller_of, table, truth_of
+from ctvlm_lib.experiments.uvlm_tables import TABLE
+from ctvlm_lib.run import run_folder
+from ctvlm_lib.segment import unet_training
+from ctvlm_lib.segment.class_maps import ClassMap
+from ctvlm_lib.sources import Sources, load
+from ctvlm_lib.training import Curve, Training
+from ctvlm_lib.vlm import report_writer
+
+OPTIONS = ("patients", "steps", "batch", "epochs", "workers")  # of the command line
+
+
+def command(name: str, seed: int, sources_file: str, out: str, changes: Mapping, suffix: str) -> int:
+    """Run ``ctvlm arm uvlm-… --profile paper``.
+
+    Args:
+        name, seed: of the arm. sources_file: where data and weights lie. out: the output folder.
+        changes: of OPTIONS, from the command line, for the named arm alone. suffix: what they add to its name.
+    """
+    if extra := sorted(set(changes) - set(OPTIONS)):
+        there = ", ".join(f"--{one}" for one in OPTIONS)
+        raise BadInput(f"{name} takes --seed, --sources, {there}, not --{extra[0]}; leave it out")
+    arm_of(name)  # a wrong name is told before anything is read
+    home, label = run_folder("paper", out), of_seed(name + suffix, seed)
+    found = run(name, load(sources_file), seed, home=home, changes=changes, label=label)
+    if found is not None:
+        for _, row in found[found["measure"].isin(uvlm.SHOWN)].iterrows():
+            print(f"{row['measure']}: {row['value']:.3f} ({row['low']:.3f} to {row['high']:.3f})")
+        print(f"on test; scores in {home / 'results' / label}; `ctvlm ledger --profile paper` shows them")
+    return 0
+
+
+def run(
+    name: str, given: Sources, seed: int = 0, *, home: str | Path, changes: Mapping | None = None, label: str = "",
+    progress: bool = True, on_step: Callable[[dict], None] | None = None,
+) -> pd.DataFrame | None:  # fmt: skip
+    """Train an arm, and before it those that it begins with, on a user's data; ask each about the test split.
+
+    Args:
+        name: one of :data:`ctvlm_lib.experiments.uvlm.ARMS`, with ``-abdomen`` behind it for AbdomenAtlas.
+        given: where data and weights lie, and what is otherwise.
+        seed: of everything random.
+        home: gets ``results/<label>/`` and ``checkpoints/<label>/`` of each arm, and ``training``.
+        changes: options of the named arm besides those of ``given``. label: of its folders, instead of its name.
+        progress, on_step: see :func:`ctvlm_lib.training.train`.
+
+    Returns:
+        The named arm's table of measures; None in all processes but the first.
+
+    Raises:
+        BadInput: an arm, option, table, volume or weights that can't be used, or an arm that it begins with that was
+            trained otherwise.
+    """
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # by itself it doesn't look there
+    first, home = state.is_main_process, Path(home)
+    tell: Tell = (lambda line: print(line, flush=True)) if progress and first else (lambda line: None)
+    tasks = chain(name, label or of_seed(name, seed), given, seed, changes)
+    lacking = [task for task in tasks if not _is_trained(task, home)]
+    for task in lacking:
+        count = PUBLISHED[task.scope][task.arm.stage]
+        tell(f"{task.label}, {task.arm.stage}, with the paper's {count:,} volumes of {DATA[task.scope]}:")
+        tell(f"{cost(task.arm, task.scope, task.config, count)}\notherwise than the paper: {', '.join(task.otherwise)}")
+    known: dict[str, dict[str, Volumes]] = {}
+    for task in lacking:
+        known[task.label] = _ready(task, given, tell)
+        _train(task, known[task.label], given, seed, home, on_step=on_step, progress=progress)
+        state.wait_for_everyone()  # for the weights that the next one begins with
+    if not first:  # two writers would take each other's folders away
+        return None
+    for task in tasks:
+        if task in lacking or not (home / "results" / task.label / TABLE).is_file():
+            _score(task, known.get(task.label) or _ready(task, given, tell), given, home, tell)
+    return pd.read_csv(home / "results" / tasks[-1].label / TABLE)
+
+
+def build(task: Task, given: Sources, seed: int, home: Path) -> nn.Module:
+    """An arm's network before its first step.
+
+    Raises:
+        BadInput: an arm that it begins with that isn't there, or a tokenizer that can't be read.
+    """
+    arm, config = task.arm, task.config
+    if arm.stage == SEG:
+        return unet(ClassMap.of(task.scope, arm.granularity).names, seed=seed, **config.switches)
+    encoder = unet_encoder(seed=seed, **config.switches)
+    if arm.start:
+        start = of_seed(arm.start, seed)
+        tensors, _ = checkpoints.load(start, home / "checkpoints")
+        part = "encoder."
+        tensors = {name.removeprefix(part): one for name, one in tensors.items() if name.startswith(part)}
+        check_tensors(tensors, encoder.state_dict(), start)
+        encoder.load_state_dict(tensors)
+    if arm.stage == CLS:
+        return QueryClassifier(encoder, LABELS[task.scope], seed=seed)
+    how = {"reference": arm.reference, "mapping": "spread" if arm.injected else "input only",
+           "at_input": not arm.injected}  # fmt: skip
+    tokenizer = tokenizer_of(given.tokenizer)
+    return report_writer.with_tokenizer(encoder, tokenizer, config.decoder, how, config.attention, seed)
+
+
+def tokenizer_of(where: str) -> PreTrainedTokenizerBase:
+    """A tokenizer from a folder, or from the hub's cache on this machine.
+
+    Raises:
+        BadInput: it isn't there.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(where, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:  # what transformers raises for an unknown or damaged one
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise BadInput(
+            f"no tokenizer can be had from {where!r} on this machine ({reason}); fetch its files (`hf download {where}"
+            " --include 'tokenizer*' config.json vocab.json merges.txt`), or name a folder: [weights] tokenizer = …"
+        ) from None
+
+
+def _is_trained(task: Task, home: Path) -> bool:
+    """Whether an arm's weights are there.
+
+    Raises:
+        BadInput: they were trained otherwise.
+    """
+    if task.label not in checkpoints.names(home / "checkpoints"):
+        return False
+    stored, now = checkpoints.record(task.label, home / "checkpoints").get("on_real", {}), plain(task.config)
+    if other := [one for one in now if one not in UNSAID and stored.get(one) != now[one]]:
+        raise BadInput(
+            f"checkpoints/{task.label} was trained otherwise: {other[0]} was {stored.get(other[0])!r} and is"
+            f" {now[other[0]]!r}; take that folder away to train it anew, or give the old value"
+        )
+    return True
+
+
+def _ready(task: Task, given: Sources, tell: Tell) -> dict[str, Volumes]:
+    """All splits of a stage, their volumes made ready; several processes share the work and none waits for another."""
+    state, found = PartialState(), listed(task.arm.stage, task.arm.granularity, task.scope, given, task.config)
+    tell("\n".join(dict.fromkeys(note for split in found.values() for note in split.notes)))
+    every = sum(map(len, found.values()))
+    tell(f"{task.label}, with yours:\n{cost(task.arm, task.scope, task.config, len(found['train']), every)}")
+    for split, some in found.items():
+        share, workers = (state.process_index, state.num_processes), task.config.workers
+        made = prepare_all(some.scans, some, workers, share, pace(f"{split}: volumes ready", len(some), tell))
+        found[split] = usable(some, split, made)
+        tell("\n".join(found[split].notes[len(some.notes) :]) or f"{split}: every volume can be used")
+    return found
+
+
+def _train(task: Task, known: dict[str, Volumes], given: Sources, seed: int, home: Path, **how) -> None:
+    """Train an arm; the first process stores it."""
+    state, taught = PartialState(), known["train"]
+    training = task.config.training(len(taught), seed)
+    model = build(task, given, seed, home).to(state.device)
+    folder = home / "training" / f"{task.label}-{_key(task, taught, seed, home)}"
+    curve = _fit(model, task, taught, training, folder=folder, **how)
+    if state.is_main_process:
+        record = {"profile": "paper", "seed": seed, "otherwise": list(task.otherwise)}
+        record |= checkpoints.circumstances({task.arm.stage: curve}) | {"arm": asdict(task.arm), "scope": task.scope}
+        record |= {"cost": asdict(cost(task.arm, task.scope, task.config, len(taught))), "data": _data(task, known)}
+        record |= {"on_real": plain(task.config), "labels of reports": _reads(task, given)}
+        checkpoints.save(task.label, model.state_dict(), record, home / "checkpoints")
+
+
+def _fit(model: nn.Module, task: Task, taught: Volumes, training: Training, **how) -> Curve:
+    config, arm = task.config, task.arm
+    if arm.stage == SEG:  # all classes weigh alike, as printed
+        return unet_training.fit(model, taught, training, config.batch, tuple(config.patch_dhw_vox), False, **how)
+    if arm.stage == CLS:
+        return classification.fit(model, taught, taught.labels, training, config.batch, arm.encoder_rate, **how)
+    return report_writer.fit(model, taught, training, config.batch, arm.encoder_rate, keep=False, **how)
+
+
+def _score(task: Task, known: dict[str, Volumes], given: Sources, home: Path, tell: Tell) -> None:
+    """Ask what was stored; what it said, what is true, table and record appear together."""
+    begun, seed = time.monotonic(), checkpoints.record(task.label, home / "checkpoints")["seed"]
+    tensors, record = checkpoints.load(task.label, home / "checkpoints")
+    model = build(replace(task, arm=replace(task.arm, start="")), given, seed, home)
+    check_tensors(tensors, model.state_dict(), task.label)
+    model.load_state_dict(tensors)
+    model.eval().requires_grad_(False).to(PartialState().device)
+    said, truth, labeller = {}, {}, labeller_of(task.scope, given) if task.arm.stage == REP else None
+    with atomic_path(home / "results" / task.label) as partial:
+        partial.mkdir()
+        for split in known:
+            if split == "train" or (task.arm.stage == REP and split != "test"):
+                continue
+            counted = pace(f"{split}: volumes asked", len(known[split]), tell)
+            asked = ask(model, known[split], task.arm, task.config, labeller, counted)
+            said[split] = uvlm.read_said(uvlm.write_said(asked, partial / f"{split}.npz"))
+            truth[split] = uvlm.read_said(uvlm.write_said(truth_of(known[split]), partial / f"truth-{split}.npz"))
+        found, notes = table(said, truth, task.arm, task.scope)
+        found.to_csv(partial / TABLE, index=False, lineterminator="\n")
+        record |= {"notes": notes, "minutes of scoring": round((time.monotonic() - begun) / 60, 2)}
+        checkpoints.write_record(record, partial)
+    tell("\n".join(notes) or f"{task.label}: every measure is stored")
+
+
+def _reads(task: Task, given: Sources) -> str:
+    return RADBERT if task.scope == CHEST and given.radbert else WORDS
+
+
+def _data(task: Task, known: dict[str, Volumes]) -> dict:
+    """What the data were: of each split volumes, patients and a hash; and what is missing, a sentence each."""
+    splits = {
+        split: {"volumes": len(some), "patients": len(set(some.patients)), "sha256": some.digest()}
+        for split, some in known.items()
+    }
+    return {"name": DATA[task.scope], "splits": splits, "notes": [n for some in known.values() for n in some.notes]}
+
+
+def _key(task: Task, taught: Volumes, seed: int, home: Path) -> str:
+    """What tells a training from another one: it goes on only with the same configuration, scans and first weights."""
+    settings = {name: value for name, value in plain(task.config).items() if name not in UNSAID}
+    start = task.arm.start and checkpoints.record(of_seed(task.arm.start, seed), home / "checkpoints")["weights"]
+    what = json.dumps([settings, asdict(task.arm), taught.digest(), start], sort_keys=True)
+    return hashlib.sha256(what.encode()).hexdigest()[:8]
