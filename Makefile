@@ -1,12 +1,14 @@
 # Each target sets up what it needs in .venv; no environment has to be activated. `make` alone lists the targets.
 #
 #   OUT=folder        where results go (default: $CTVLM_OUT, else out)
+#   JOBS=2            notebooks at a time in make run, each on its own; 1 where memory is below 5 GB
 #   ARGS="..."        passed on: make run ARGS="--only 30", make test ARGS="-k contour"
 #   PIP_ARGS="..."    passed to every pip call, the download of the images included: make run PIP_ARGS="--index-url ..."
 #   PYTHON=python3.12 the interpreter that .venv is made with (3.11 or 3.12)
 #   VENV=folder       another place for the environment, without spaces
 
 VENV ?= .venv
+JOBS ?= 2
 OUT ?= $(or $(CTVLM_OUT),out)
 ARGS ?=
 PIP_ARGS ?=
@@ -51,7 +53,7 @@ $(installed): pyproject.toml constraints.txt
 	@touch "$@"
 
 run: $(installed)
-	"$(bin)/ctvlm" run --out "$(OUT)" $(ARGS)
+	"$(bin)/ctvlm" run --jobs $(JOBS) --out "$(OUT)" $(ARGS)
 
 # Both parts run even if the first one fails, so that one call shows everything. Two test files run at a time;
 # ARGS="-n 0" runs one, as a debugger needs it. Of notebooks two as well, each in its own kernel from top to bottom.

@@ -87,7 +87,7 @@ def command(args: argparse.Namespace) -> int:
     check_profile(args.profile)
     check_seed(args.seed)
     from ctvlm_lib.alignment import arms
-    from ctvlm_lib.experiments import chat_arms, local_global, probes, uvlm
+    from ctvlm_lib.experiments import chat_arms, local_global, predicted_prompts, probes, uvlm
 
     if args.name is None:
         for name, arm in arms.ARMS.items():
@@ -100,6 +100,7 @@ def command(args: argparse.Namespace) -> int:
             print(f"{name:20} a vision-language model: {told}")
         for name, stage in uvlm.ARMS.items():
             print(f"{name:20} U-VLM, {uvlm.described(stage)}")
+        print(f"{predicted_prompts.NAME:20} shipped prompted models, with prompts on masks that U-VLM's stage 1 finds")
         print(PATTERNS)
         return 0
     if args.name in probes.PROBES:
@@ -114,12 +115,15 @@ def command(args: argparse.Namespace) -> int:
         return _chat(args)
     if args.name.startswith("uvlm-"):
         return _uvlm(args)
+    if args.name == predicted_prompts.NAME:
+        return _predicted(args)
     if args.name.startswith(("radgenome-", "m3d-")):
         return _real(args)
     if args.name not in arms.ARMS:
         patterns = ("readout-ENCODER-CONDITION", "vlm-ENCODER-CONDITION-DECODER[-VARIANT]",
                     "DATA-CONDITION-DECODER[-PROJECTOR] (profile paper)")  # fmt: skip
-        there = (*arms.ARMS, *probes.PROBES, *local_global.ARMS, *chat_arms.ARMS, *uvlm.ARMS, *patterns)
+        there = (*arms.ARMS, *probes.PROBES, *local_global.ARMS, *chat_arms.ARMS, *uvlm.ARMS, predicted_prompts.NAME)
+        there += patterns
         raise BadInput(f"no arm is called {args.name!r}; there are: {', '.join(there)}")
     home, changes = run_folder(args.profile, args.out), _changes(args)
     label = arms.of_seed(args.name + _suffix(changes), args.seed)
@@ -296,6 +300,23 @@ def _uvlm(args: argparse.Namespace) -> int:
     return 0
 
 
+def _predicted(args: argparse.Namespace) -> int:
+    """Ask the shipped prompted models with prompts from true masks, from found ones, and without; store the answers."""
+    from ctvlm_lib import checkpoints
+    from ctvlm_lib.experiments import predicted_prompts
+
+    _only(args)
+    home, source = run_folder(args.profile, args.out), predicted_prompts.of_seed(predicted_prompts.SOURCE, args.seed)
+    own = home / "checkpoints"
+    folder = own if (own / source).is_dir() else checkpoints.FOLDER
+    said = predicted_prompts.run(args.seed, args.profile, checkpoint_folder=folder, results=home / "results",
+                                 progress=print)  # fmt: skip
+    lost = predicted_prompts.loss_table(said).round(3)
+    print(lost[["condition", "stratum", "masks", "questions", "accuracy", "less than true", "not drawn"]].to_string())
+    print(f"closed accuracy on test; answers in {home / 'results' / predicted_prompts.of_seed(args.name, args.seed)}")
+    return 0
+
+
 def _described(arm) -> str:
     if arm.corpus:
         return (
@@ -318,7 +339,7 @@ def _only(args: argparse.Namespace, *known: str) -> dict:
     changes = _changes(args)
     if extra := sorted(set(changes) - set(known)):
         options = ["--seed", *(f"--{one}" for one in known)]
-        told = f"{', '.join(options[:-1])} and {options[-1]}"
+        told = " and ".join(filter(None, (", ".join(options[:-1]), options[-1])))
         raise BadInput(f"{args.name} takes {told}, not --{extra[0]}; leave it out")
     return changes
 

@@ -1,6 +1,7 @@
 """Progress of a run in words: one line per notebook, ticking on a terminal, plain in a log."""
 
 import sys
+import threading
 
 
 class Progress:
@@ -35,7 +36,7 @@ class Progress:
         sys.stdout.write(self._label)
         sys.stdout.flush()
 
-    def tick(self, seconds: float, used_bytes: int) -> None:
+    def tick(self, name: str, seconds: float, used_bytes: int) -> None:
         """Renew the line on a terminal while the notebook runs."""
         if self.terminal:
             left = self._about(self.names[self._from :], seconds)
@@ -58,6 +59,52 @@ class Progress:
         if None in expected or not sum(expected):
             return ""
         return f"about {duration(max(sum(expected) - spent_s, 0))}"
+
+
+class SideBySide(Progress):
+    """The same for several notebooks at a time: a line for each that ended, and on a terminal one of those at work.
+
+    Args:
+        estimates, current: as of :class:`Progress`.
+        jobs: how many run at a time; the time left is shared by them.
+    """
+
+    def __init__(self, estimates: dict[str, float | None], current: set[str], jobs: int):
+        super().__init__(estimates, current)
+        self.jobs, self._at_work, self._ended, self._lock = jobs, {}, set(), threading.Lock()
+
+    def begin(self, name: str) -> None:
+        """Note that a notebook begins."""
+        with self._lock:
+            self._at_work[name] = 0.0
+
+    def tick(self, name: str, seconds: float, used_bytes: int) -> None:
+        """Renew the line of those at work on a terminal."""
+        with self._lock:
+            self._at_work[name] = seconds
+            if self.terminal:
+                running = ", ".join(f"{one} {duration(spent)}" for one, spent in self._at_work.items())
+                sys.stdout.write(f"\r… {running}{self._left()}\x1b[K")
+                sys.stdout.flush()
+
+    def end(self, name: str, summary: str, notes: list[str]) -> None:
+        """Write a notebook's line; notes follow on lines of their own."""
+        with self._lock:
+            self._at_work.pop(name, None)
+            self._ended.add(name)
+            line = f"[{len(self._ended)}/{len(self.names)}] {name} … {summary}{self._left()}"
+            sys.stdout.write(f"\r{line}\x1b[K\n" if self.terminal else f"{line}\n")
+            for note in notes:
+                sys.stdout.write(f"      {note}\n")
+            sys.stdout.flush()
+
+    def _about(self, names: list[str], spent_s: float = 0) -> str:
+        expected = [self.expected[name] for name in names]
+        return super()._about(names, spent_s + (1 - 1 / self.jobs) * sum(expected)) if None not in expected else ""
+
+    def _left(self) -> str:
+        left = self._about([name for name in self.names if name not in self._ended], sum(self._at_work.values()) / 2)
+        return f"  ({left} left)" if left else ""
 
 
 def duration(seconds: float) -> str:

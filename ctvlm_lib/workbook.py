@@ -5,6 +5,7 @@ import datetime
 import difflib
 import json
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from ctvlm_lib.errors import BadInput
 from ctvlm_lib.notebook_key import notebook_key
 from ctvlm_lib.notebook_list import Notebook, find_notebooks, select
 from ctvlm_lib.notebook_process import run_notebook
-from ctvlm_lib.notebook_progress import Progress, duration
+from ctvlm_lib.notebook_progress import Progress, SideBySide, duration
+from ctvlm_lib.notebook_schedule import side_by_side
 from ctvlm_lib.notebook_store import store
 from ctvlm_lib.run import PROJECT, check_profile, check_seed, environment_record, file_hash, run_folder, write_json
 
@@ -35,6 +37,7 @@ def run(
     fresh: bool = False,
     seed: int = 0,
     notebooks_dir: str | Path | None = None,
+    jobs: int = 1,
 ) -> int:
     """Run the workbook's notebooks in the order of their numbers.
 
@@ -49,6 +52,7 @@ def run(
         fresh: first remove what earlier runs of the chosen notebooks left.
         seed: passed to the notebooks.
         notebooks_dir: where the notebooks lie; None means the project's.
+        jobs: how many run at a time; what they take is then measured while others run beside them.
 
     Returns:
         0 if every chosen notebook is done, 1 if one failed or was skipped.
@@ -58,6 +62,8 @@ def run(
     """
     check_profile(profile)
     check_seed(seed)
+    if jobs < 1:
+        raise BadInput(f"{jobs} notebooks at a time can't be; give 1 or more")
     notebooks = find_notebooks(Path(notebooks_dir) if notebooks_dir else PROJECT / "notebooks")
     chosen = select(notebooks, only)
     folder = run_folder(profile, out_dir or "")
@@ -68,7 +74,7 @@ def run(
                 outputs.remove(folder, notebook.number, own_folder=True)
         _fetch_data(chosen)
         try:
-            return _WorkbookRun(folder, profile, seed, notebooks, chosen).run_all()
+            return _WorkbookRun(folder, profile, seed, notebooks, chosen).run_all(jobs)
         finally:
             outputs.sweep(folder)
 
@@ -113,6 +119,7 @@ class _WorkbookRun:
     def __init__(self, folder: Path, profile: str, seed: int, notebooks: list[Notebook], chosen: list[Notebook]):
         self.folder, self.profile, self.seed, self.chosen = folder, profile, seed, chosen
         self.record = {"profile": profile, "seed": seed, "environment": environment_record(), "notebooks": {}}
+        self._writing = threading.Lock()
         try:
             self.previous = json.loads((folder / "run.json").read_text(encoding="utf-8"))["notebooks"]
         except (OSError, ValueError, KeyError):
@@ -121,16 +128,20 @@ class _WorkbookRun:
             entry = self.previous.get(notebook.number, {"status": "not run"})
             self.record["notebooks"][notebook.number] = entry | {"name": notebook.name, "title": notebook.title}
 
-    def run_all(self) -> int:
+    def run_all(self, jobs: int = 1) -> int:
         """Run what is chosen, write run.json after each notebook, then the report page; return the exit code."""
         from ctvlm_lib import report
         from ctvlm_lib.notebook_html import write_text
 
-        progress = Progress({nb.name: self._estimate(nb) for nb in self.chosen}, self._expected_current())
+        estimates, current = {nb.name: self._estimate(nb) for nb in self.chosen}, self._expected_current()
+        progress = Progress(estimates, current) if jobs == 1 else SideBySide(estimates, current, jobs)
         print(f"profile {self.profile}, seed {self.seed}, {progress.plan()}, into {self.folder}", flush=True)
-        for notebook in self.chosen:
+
+        def work(notebook: Notebook, stop: threading.Event) -> dict:
             progress.begin(notebook.name)
-            entry = self._run_one(notebook, progress)
+            return self._run_one(notebook, progress, stop)
+
+        for notebook, entry in side_by_side(self.chosen, jobs, work):
             self._write(notebook, entry)
             progress.end(notebook.name, _summary(entry), entry.get("notes", []))
         for text in sorted(self.chosen[0].path.parent.glob("*.md")):
@@ -144,8 +155,14 @@ class _WorkbookRun:
         print(f"{good} of {len(statuses)} notebooks are done; report: {page}", flush=True)
         return 0 if good == len(statuses) else 1
 
-    def _run_one(self, notebook: Notebook, progress: Progress) -> dict:
+    def _run_one(self, notebook: Notebook, progress: Progress, stop: threading.Event) -> dict:
         """Return the notebook's entry for run.json, after running it if that is needed and possible."""
+
+        def tick(seconds: float, used_bytes: int) -> None:
+            if stop.is_set():
+                raise KeyboardInterrupt  # ends the notebook's process
+            progress.tick(notebook.name, seconds, used_bytes)
+
         for need in notebook.needs:
             status = self.record["notebooks"][need]["status"]
             if status in ("failed", "skipped") and any(other.number == need for other in self.chosen):
@@ -171,7 +188,7 @@ class _WorkbookRun:
             log=self.folder / "state" / f"{notebook.number}.log",
             scratch=self.folder / "state" / "scratch" / notebook.number,
             variables={"CTVLM_OUT": str(self.folder.parent)},  # for a notebook that has no parameter out_dir
-            on_tick=progress.tick,
+            on_tick=tick,
         )
         if measured["failure"]:
             return {"status": "failed", "notes": notes} | measured
@@ -213,8 +230,9 @@ class _WorkbookRun:
     def _write(self, notebook: Notebook, entry: dict) -> None:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         known = {"name": notebook.name, "title": notebook.title, "seed": self.seed, "written": now}
-        self.record["notebooks"][notebook.number] = known | entry
-        write_json(self.folder / "run.json", self.record)
+        with self._writing:
+            self.record["notebooks"][notebook.number] = known | entry
+            write_json(self.folder / "run.json", self.record)
 
 
 def _passable(notebook: Notebook, parameters: dict) -> tuple[dict, list[str], str]:
@@ -265,6 +283,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--out", metavar="DIR", help="output folder (default: $CTVLM_OUT, else out/ in the project)")
     parser.add_argument("--sources", metavar="FILE", help="profile paper: where your data and weights lie")
     parser.add_argument("--fresh", action="store_true", help="remove earlier results of these notebooks first")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="notebooks at a time (default 1)")
     parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers (default 0)")
     parser.add_argument("--notebooks", metavar="DIR", help="folder of the notebooks (default: the project's)")
     parser.add_argument("--store", action="store_true", help="then renew the outputs kept in the notebooks' folder")
@@ -276,7 +295,7 @@ def command(args) -> int:
         os.environ[sources.VARIABLE] = str(Path(args.sources).expanduser().resolve())
     if args.profile == "paper" and os.environ.get(sources.VARIABLE):
         sources.load()  # a file that can't be used is told before anything runs
-    code = run(args.profile, args.only, args.out, args.fresh, args.seed, args.notebooks)
+    code = run(args.profile, args.only, args.out, args.fresh, args.seed, args.notebooks, args.jobs)
     if args.store and code == 0:
         for line in store(args.out, args.notebooks, args.profile):
             print(line)

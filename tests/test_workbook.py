@@ -356,6 +356,18 @@ def test_progress_speaks_of_the_time_left(toys, capsys):
     assert "[3/3] 30_third … 1 s, 0.1 GB\n" in printed
 
 
+def test_two_at_a_time_leave_the_same_as_one(toys, capsys):
+    assert toys.run(jobs=2) == 0 and sorted(toys.ran) == ["10", "20", "30"]
+    assert toys.ran.index("10") < toys.ran.index("20")
+    several = {path.name: path.read_text() for path in (toys.out / "quick" / "tables").iterdir()}
+    assert toys.run() == 0 and toys.ran == []
+    assert toys.run(fresh=True) == 0
+    assert several == {path.name: path.read_text() for path in (toys.out / "quick" / "tables").iterdir()}
+    assert "[3/3]" in capsys.readouterr().out
+    with pytest.raises(BadInput, match="0 notebooks at a time"):
+        toys.run(jobs=0)
+
+
 def test_only_takes_names_as_well_as_numbers(toys):
     assert toys.run(only="10_first,30") == 0 and toys.ran == ["10", "30"]
 
