@@ -16,7 +16,7 @@ from ctvlm_lib.alignment import arms as pretraining
 from ctvlm_lib.alignment.arm_tables import RESULTS
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.evaluate.intervals import Interval
-from ctvlm_lib.experiments import real_arms
+from ctvlm_lib.experiments import real_arms, uvlm_real
 from ctvlm_lib.experiments.chat_arms import ARMS as CHATS
 from ctvlm_lib.experiments.local_global import ARMS as ALIGNED
 from ctvlm_lib.experiments.uvlm import ARMS as STAGED
@@ -231,8 +231,9 @@ def test_every_command_that_the_ledger_names_is_an_arm_with_its_options(found):
         words = told.split()
         assert words[:2] == ["ctvlm", "arm"]
         args = parser.parse_args(words[2:])
-        assert args.name in {*ARMS, *pretraining.ARMS, *ALIGNED, *CHATS, *STAGED} or real_arms.arm_of(args.name)
-        real = args.name.endswith("-m3d") or args.name.startswith(("m3d-", "radgenome-"))
+        on_real = uvlm_real.arm_of if args.name.startswith("uvlm-") else real_arms.arm_of
+        assert args.name in {*ARMS, *pretraining.ARMS, *ALIGNED, *CHATS, *STAGED} or on_real(args.name)
+        real = args.name.endswith(("-m3d", "-abdomen")) or args.name.startswith(("m3d-", "radgenome-"))
         assert (args.profile == "paper") == real
 
 

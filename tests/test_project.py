@@ -248,7 +248,7 @@ def test_make_says_in_a_sentence_when_python_is_missing_or_too_old(tmp_path):
 def test_make_passes_folder_index_and_arguments_through():
     done = make("-n", "-B", "run", "OUT=my results", "PIP_ARGS=--no-index", "ARGS=--only 30")
     assert done.returncode == 0, done.stderr
-    assert 'run --out "my results" --only 30' in done.stdout
+    assert 'run --jobs 2 --out "my results" --only 30' in done.stdout
     installs = [line for line in done.stdout.splitlines() if "pip install" in line]
     assert installs and all("--no-index -c constraints.txt" in line for line in installs)
 
