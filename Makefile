@@ -56,7 +56,9 @@ run: $(installed)
 	"$(bin)/ctvlm" run --jobs $(JOBS) --out "$(OUT)" $(ARGS)
 
 # Both parts run even if the first one fails, so that one call shows everything. Two test files run at a time;
-# ARGS="-n 0" runs one, as a debugger needs it. Of notebooks two as well, each in its own kernel from top to bottom.
+# ARGS="-n 0" runs one, as a debugger needs it. Of notebooks two as well, each in its own kernel from top to bottom. Each
+# with one thread: two that compute with all cores wait for each other most of the time.
+test: export OMP_NUM_THREADS ?= 1
 test: $(installed)
 	@status=0; \
 	$(in_out) "$(bin)/python" -m pytest -n 2 --dist loadfile $(ARGS) || status=$$?; \

@@ -120,6 +120,7 @@ class _WorkbookRun:
         self.folder, self.profile, self.seed, self.chosen = folder, profile, seed, chosen
         self.record = {"profile": profile, "seed": seed, "environment": environment_record(), "notebooks": {}}
         self._writing = threading.Lock()
+        self.threads: dict[str, str] = {}  # of each notebook's kernel
         try:
             self.previous = json.loads((folder / "run.json").read_text(encoding="utf-8"))["notebooks"]
         except (OSError, ValueError, KeyError):
@@ -133,6 +134,9 @@ class _WorkbookRun:
         from ctvlm_lib import report
         from ctvlm_lib.notebook_html import write_text
 
+        if jobs > 1:  # kernels with as many threads as there are cores would wait for each other most of the time
+            share = str(max(1, (os.cpu_count() or 1) // jobs))
+            self.threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", share)}
         estimates, current = {nb.name: self._estimate(nb) for nb in self.chosen}, self._expected_current()
         progress = Progress(estimates, current) if jobs == 1 else SideBySide(estimates, current, jobs)
         print(f"profile {self.profile}, seed {self.seed}, {progress.plan()}, into {self.folder}", flush=True)
@@ -187,7 +191,7 @@ class _WorkbookRun:
             },
             log=self.folder / "state" / f"{notebook.number}.log",
             scratch=self.folder / "state" / "scratch" / notebook.number,
-            variables={"CTVLM_OUT": str(self.folder.parent)},  # for a notebook that has no parameter out_dir
+            variables={"CTVLM_OUT": str(self.folder.parent)} | self.threads,  # out: where no parameter out_dir is
             on_tick=tick,
         )
         if measured["failure"]:

@@ -215,6 +215,7 @@ def toys(tmp_path, monkeypatch):
     def execute_here(job, log, scratch, variables, on_tick):
         namespace = dict(job["parameters"])
         Toys.ran.append(job["source"].name[:2])
+        Toys.variables = variables
         for path in (job["executed"], job["html"]):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("executed")
@@ -356,12 +357,16 @@ def test_progress_speaks_of_the_time_left(toys, capsys):
     assert "[3/3] 30_third … 1 s, 0.1 GB\n" in printed
 
 
-def test_two_at_a_time_leave_the_same_as_one(toys, capsys):
+def test_two_at_a_time_leave_the_same_as_one(toys, capsys, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(workbook.os, "cpu_count", lambda: 6)
     assert toys.run(jobs=2) == 0 and sorted(toys.ran) == ["10", "20", "30"]
+    assert toys.variables["OMP_NUM_THREADS"] == "3"  # the cores are shared out
     assert toys.ran.index("10") < toys.ran.index("20")
     several = {path.name: path.read_text() for path in (toys.out / "quick" / "tables").iterdir()}
     assert toys.run() == 0 and toys.ran == []
     assert toys.run(fresh=True) == 0
+    assert "OMP_NUM_THREADS" not in toys.variables
     assert several == {path.name: path.read_text() for path in (toys.out / "quick" / "tables").iterdir()}
     assert "[3/3]" in capsys.readouterr().out
     with pytest.raises(BadInput, match="0 notebooks at a time"):
