@@ -47,8 +47,11 @@ class Progress:
     def end(self, name: str, summary: str, notes: list[str]) -> None:
         """Finish the line; notes follow on lines of their own."""
         left = self._about(self.names[self.names.index(name) + 1 :])
-        rest = f"  ({left} left)" if left else ""
-        sys.stdout.write(f"\r{self._label}{summary}{rest}\x1b[K\n" if self.terminal else f"{summary}{rest}\n")
+        self._finish(self._label, summary + (f"  ({left} left)" if left else ""), notes)
+
+    def _finish(self, label: str, rest: str, notes: list[str]) -> None:
+        """Write a line whose label a log holds already, and notes."""
+        sys.stdout.write(f"\r{label}{rest}\x1b[K\n" if self.terminal else f"{rest}\n")
         for note in notes:
             sys.stdout.write(f"      {note}\n")
         sys.stdout.flush()
@@ -92,11 +95,7 @@ class SideBySide(Progress):
         with self._lock:
             self._at_work.pop(name, None)
             self._ended.add(name)
-            line = f"[{len(self._ended)}/{len(self.names)}] {name} … {summary}{self._left()}"
-            sys.stdout.write(f"\r{line}\x1b[K\n" if self.terminal else f"{line}\n")
-            for note in notes:
-                sys.stdout.write(f"      {note}\n")
-            sys.stdout.flush()
+            self._finish("", f"[{len(self._ended)}/{len(self.names)}] {name} … {summary}{self._left()}", notes)
 
     def _about(self, names: list[str], spent_s: float = 0) -> str:
         expected = [self.expected[name] for name in names]

@@ -301,7 +301,8 @@ def test_a_prepared_file_is_made_anew_when_it_is_cut_short_or_a_mask_changes(giv
     ct, masks, anatomy, codes = scan.masks._load.args
     own = tmp_path / "own" / anatomy.name
     write(own, np.zeros(SHAPE, np.uint8))  # a copy, as the user's own isn't touched
-    changed = replace(scan, masks=replace(scan.masks, _load=partial(scan.masks._load.func, ct, masks, own, codes)))
+    load = partial(scan.masks._load.func, ct, masks, own, codes)
+    changed = replace(scan, masks=replace(scan.masks, masks=(masks, own), _load=load))
     known = replace(known, scans=(changed, *known.scans[1:]))
     lungs_and_heart = np.count_nonzero(known.target[0])
     known.prepare(changed)

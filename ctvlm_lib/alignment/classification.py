@@ -193,6 +193,6 @@ def _kept_maps(encoder: UNetEncoder, scans: Scans, view: int, seed: int, batch: 
     parts = []
     for start in range(0, len(scans), batch):
         some = np.arange(start, min(start + batch, len(scans)))
-        image = torch.from_numpy(batch_of(scans, some, shifts[some]).image)
-        parts.append(encoder.features(image.to(next(encoder.parameters()).device))[-1].half().cpu())
+        image = pictures(scans, some, shifts[some]).to(next(encoder.parameters()).device)
+        parts.append(encoder.features(image)[-1].half().cpu())
     return torch.cat(parts)

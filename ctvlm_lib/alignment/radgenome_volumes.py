@@ -204,8 +204,13 @@ def prepare_all(
 
 def _stamp(pair: Pair) -> str:
     """What tells the files of a pair from those that lay there before."""
+    return stamp([path for path in (pair.volume, *pair.masks) if path is not None])
+
+
+def stamp(files: Sequence[Path]) -> str:
+    """What tells files from those that lay there before: a hash of their names, sizes and times of change."""
     lines = []
-    for path in (path for path in (pair.volume, *pair.masks) if path is not None):
+    for path in files:
         try:
             facts = path.stat()
             lines.append(f"{path.name} {facts.st_size} {facts.st_mtime_ns}")

@@ -42,6 +42,7 @@ from ctvlm_lib.segment.unet_training import Segmented
 from ctvlm_lib.training import Training
 from ctvlm_lib.vlm import report_writer
 from ctvlm_lib.vlm.report_writer import ReportWriter
+from ctvlm_lib.vlm.stage_tokens import INPUT_ONLY, SPREAD
 
 PREFIX, VARIANT = "uvlm-", "phantom"
 SEG, CLS, REP = STAGES = ("segmentation", "classification", "report")
@@ -138,10 +139,10 @@ class World(Splits[Split]):
     def _made(self, patients: Iterable[Patient]) -> Split:
         those = list(patients)
         labels = np.array([[abnormality_labels(patient)[label] for label in LABELS] for patient in those])
-        return Split(those, told(Scans.of(those), load()["report"]["text"]), labels)
+        return Split(those, written(Scans.of(those), load()["report"]["text"]), labels)
 
 
-def told(scans: Scans, form: str) -> Scans:
+def written(scans: Scans, form: str) -> Scans:
     """Scans with their reports as stage 3 writes them.
 
     Args:
@@ -244,28 +245,36 @@ def build(arm: Arm, seed: int = 0, folder: str | Path = checkpoints.FOLDER) -> n
     """
     if arm.stage == SEG:
         return unet(ClassMap.of("phantom", arm.granularity).names, VARIANT, seed=seed)
-    encoder = unet_encoder(VARIANT, seed=seed)
-    if arm.start:
-        label = of_seed(arm.start, seed)
-        tensors, _ = checkpoints.load(label, folder)
-        part = "encoder."
-        tensors = {name.removeprefix(part): one for name, one in tensors.items() if name.startswith(part)}
-        check_tensors(tensors, encoder.state_dict(), label)
-        encoder.load_state_dict(tensors)
-    return _around(encoder, arm, seed)
-
-
-def _around(encoder: UNetEncoder, arm: Arm, seed: int) -> nn.Module:
+    encoder = begun(unet_encoder(VARIANT, seed=seed), arm, seed, folder)
     if arm.stage == CLS:
         return QueryClassifier(encoder, LABELS, seed=seed)
-    how = {"reference": arm.reference, "mapping": "spread" if arm.injected else "input only",
-           "at_input": not arm.injected}  # fmt: skip
-    fixed = load()["report"]
+    how, fixed = injection_of(arm), load()["report"]
     if arm.lora:
         return report_writer.with_pretrained(
             encoder, arm.lora, how, fixed["attention"], fixed["lora_rank"], fixed["lora_alpha"], seed
         )
     return report_writer.from_scratch(encoder, fixed["decoder"], how, fixed["attention"], seed)
+
+
+def begun(encoder: UNetEncoder, arm: Arm, seed: int, folder: str | Path) -> UNetEncoder:
+    """An encoder with the weights that an arm begins with; as it is where it begins with none.
+
+    Raises:
+        BadInput: the arm that it begins with isn't there, or has another encoder.
+    """
+    if arm.start:
+        label, part = of_seed(arm.start, seed), "encoder."
+        tensors, _ = checkpoints.load(label, folder)
+        tensors = {name.removeprefix(part): one for name, one in tensors.items() if name.startswith(part)}
+        check_tensors(tensors, encoder.state_dict(), label)
+        encoder.load_state_dict(tensors)
+    return encoder
+
+
+def injection_of(arm: Arm) -> dict:
+    """How stage 3 reads the encoder, see :func:`ctvlm_lib.vlm.injection.inject`."""
+    mapping = SPREAD if arm.injected else INPUT_ONLY
+    return {"reference": arm.reference, "mapping": mapping, "at_input": not arm.injected}
 
 
 def _fit(model: nn.Module, arm: Arm, known: Split, settings: Mapping, folder: Path | None = None, **how) -> dict:

@@ -124,19 +124,10 @@ def build(task: Task, given: Sources, seed: int, home: Path) -> nn.Module:
     arm, config = task.arm, task.config
     if arm.stage == SEG:
         return unet(ClassMap.of(task.scope, arm.granularity).names, seed=seed, **config.switches)
-    encoder = unet_encoder(seed=seed, **config.switches)
-    if arm.start:
-        start = of_seed(arm.start, seed)
-        tensors, _ = checkpoints.load(start, home / "checkpoints")
-        part = "encoder."
-        tensors = {name.removeprefix(part): one for name, one in tensors.items() if name.startswith(part)}
-        check_tensors(tensors, encoder.state_dict(), start)
-        encoder.load_state_dict(tensors)
+    encoder = uvlm.begun(unet_encoder(seed=seed, **config.switches), arm, seed, home / "checkpoints")
     if arm.stage == CLS:
         return QueryClassifier(encoder, LABELS[task.scope], seed=seed)
-    how = {"reference": arm.reference, "mapping": "spread" if arm.injected else "input only",
-           "at_input": not arm.injected}  # fmt: skip
-    tokenizer = tokenizer_of(given.tokenizer)
+    tokenizer, how = tokenizer_of(given.tokenizer), uvlm.injection_of(arm)
     return report_writer.with_tokenizer(encoder, tokenizer, config.decoder, how, config.attention, seed)
 
 

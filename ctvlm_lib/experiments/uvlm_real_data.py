@@ -8,7 +8,7 @@ Source: uvlm.txt §3.1; U-VLM's released code (5d7fde9) for z-scores.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from ctvlm_lib import volume
+from ctvlm_lib.alignment.radgenome_volumes import stamp
 from ctvlm_lib.alignment.scans import shifted
 from ctvlm_lib.errors import BadInput, atomic_path
 from ctvlm_lib.records import ct_rate
@@ -68,9 +69,9 @@ class Store:
         Raises:
             BadInput: a file of it that can't be used.
         """
-        wanted = {"": [scan.ct]} | ({granularity: [scan.ct, *_mask_files(scan)]} if granularity else {})
-        stamps = {one: _stamp(files) for one, files in wanted.items()}
-        lacking = [one for one, stamp in stamps.items() if self._stamp_of(scan, one) != stamp]
+        wanted = {"": [scan.ct]} | ({granularity: [scan.ct, *scan.masks.files()]} if granularity else {})
+        stamps = {one: stamp(files) for one, files in wanted.items()}
+        lacking = [one for one, now in stamps.items() if self._stamp_of(scan, one) != now]
         if not lacking:
             return
         ct = ct_rate.load_volume(scan.ct, scan.metadata) if _is_chest(scan) else volume.load(scan.ct)
@@ -225,21 +226,3 @@ class Volumes:
 
 def _is_chest(scan: Scan) -> bool:
     return bool(ct_rate.NAME.fullmatch(scan.name))
-
-
-def _mask_files(scan: Scan) -> list[Path]:
-    """The files that a scan's target is painted from."""
-    given = [one for one in scan.masks._load.args if isinstance(one, Path)]
-    return [file for one in given for file in (sorted(one.iterdir()) if one.is_dir() else [one])]
-
-
-def _stamp(files: Sequence[Path]) -> str:
-    """What tells files from those that lay there before."""
-    lines = []
-    for path in files:
-        try:
-            facts = path.stat()
-            lines.append(f"{path.name} {facts.st_size} {facts.st_mtime_ns}")
-        except OSError:
-            lines.append(f"{path.name} is gone")
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]

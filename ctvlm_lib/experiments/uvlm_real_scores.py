@@ -17,11 +17,10 @@ from ctvlm_lib.alignment import classification
 from ctvlm_lib.evaluate.abnormalities import denies
 from ctvlm_lib.evaluate.labels import choose_thresholds
 from ctvlm_lib.evaluate.radbert import THRESHOLD, ReportLabeller, load_radbert
-from ctvlm_lib.evaluate.text import text_statistics
 from ctvlm_lib.evaluate.zero_shot import Drawn
 from ctvlm_lib.experiments.uvlm import CLS, REP, Arm
 from ctvlm_lib.experiments.uvlm_real_data import ABDOMEN, CHEST, LABELS, Volumes
-from ctvlm_lib.experiments.uvlm_tables import BLEU, COLUMNS, SHARES, f1_of
+from ctvlm_lib.experiments.uvlm_tables import COLUMNS, SHARES, bleu_of, f1_of, mean_dice
 from ctvlm_lib.segment import unet_training
 from ctvlm_lib.segment.class_maps import ClassMap
 from ctvlm_lib.segment.unet_training import Segmented, dice_of
@@ -150,7 +149,8 @@ def table(said: Mapping[str, dict], truth: Mapping[str, dict], arm: Arm, scope: 
     known = truth["test"]["labels"].astype(bool)
     if arm.stage == REP:
         found = _shares(said["test"]["called"].astype(bool), known, patient, scope)
-        found |= _bleu(said["test"]["report"], truth["test"]["report"], patient)
+        wording = bleu_of(said["test"]["report"], truth["test"]["report"])
+        found |= {name: _by_patient(one, patient) for name, one in wording.items()}
     elif arm.stage == CLS:
         called, notes = _called(said, truth["validation"]["labels"], "logits", scope)
         found = _shares(called, known, patient, scope)
@@ -203,36 +203,15 @@ def _shares(called: np.ndarray, truth: np.ndarray, patient: np.ndarray, scope: s
     if scope == ABDOMEN:
         parts |= {f"{name.lower()}s": [k] for k, name in enumerate(LABELS[scope])}  # "liver lesions"
     return {
-        f"{what} {name}": _by_patient(partial(_share, called[:, of], truth[:, of], name), patient, len(of))
+        f"{what} {name}": _by_patient(partial(f1_of, called[:, of], truth[:, of], measure=name), patient, len(of))
         for what, of in parts.items()
         for name in SHARES
     }
 
 
-def _share(called: np.ndarray, truth: np.ndarray, measure: str, times: np.ndarray) -> np.ndarray:
-    return f1_of(called, truth, times, measure)
-
-
-def _bleu(said: Sequence[str], truth: Sequence[str], patient: np.ndarray) -> dict[str, Drawn]:
-    statistics = text_statistics(list(said), list(truth), metrics=list(BLEU))
-    sums = {name: statistics.sums(name) for name in BLEU}
-
-    def score(names: Sequence[str], times: np.ndarray) -> np.ndarray:
-        return np.mean([sums[name][1](times @ sums[name][0]) / 100 for name in names], axis=0)
-
-    wanted = {name: (name,) for name in BLEU} | {"BLEU-mean": BLEU}
-    return {name: _by_patient(partial(score, of), patient) for name, of in wanted.items()}
-
-
 def _dice(dice: np.ndarray, patient: np.ndarray, arm: Arm, scope: str) -> dict[str, Drawn]:
-    """Means over classes of their mean over the scans that have them, of anatomy and of lesions."""
+    """Of anatomy and of lesions, where there are any."""
     anatomy = dice.shape[1] - len(ClassMap.of(scope, arm.granularity).lesions)
     parts = {"Dice of anatomy": dice[:, :anatomy], "Dice of lesions": dice[:, anatomy:]}
-
-    def mean(one: np.ndarray, times: np.ndarray) -> np.ndarray:
-        count = times @ np.isfinite(one)
-        each = np.divide(times @ np.nan_to_num(one), count, out=np.zeros(count.shape), where=count > 0)
-        there = (count > 0).sum(axis=1)
-        return np.divide(each.sum(axis=1), there, out=np.full(len(times), np.nan), where=there > 0)
-
-    return {name: _by_patient(partial(mean, one), patient) for name, one in parts.items() if np.isfinite(one).any()}
+    there = {name: one for name, one in parts.items() if np.isfinite(one).any()}
+    return {name: _by_patient(partial(mean_dice, one), patient) for name, one in there.items()}

@@ -19,6 +19,7 @@ from ctvlm_lib.experiments.uvlm import CLS, ORGANS, PREFIX, REP, SEG, read_said
 from ctvlm_lib.records.report import LABELS
 from ctvlm_lib.segment.class_maps import ClassMap
 
+Statistic = Callable[[np.ndarray], np.ndarray]  # of how often each is drawn, (m, n) → (m,)
 SHARES = ("F1", "precision", "recall")
 BLEU = tuple(f"BLEU-{n}" for n in (1, 2, 3, 4))
 TABLE = "table.csv"  # beside what an arm said: what follows from it
@@ -64,10 +65,10 @@ class Store(StoredArms):
         said = self.said(arm, seed, "test")
         lesions = ClassMap.of("phantom", what["granularity"]).lesions
         anatomy = said["dice"].shape[1] - len(lesions)
-        found = {"Dice of anatomy": _mean_dice(said["dice"][:, :anatomy])}
+        found = {"Dice of anatomy": _dice(said["dice"][:, :anatomy])}
         if not lesions:
             return found
-        found["Dice of lesions"] = _mean_dice(said["dice"][:, anatomy:])
+        found["Dice of lesions"] = _dice(said["dice"][:, anatomy:])
         tuned = self.said(arm, seed, "validation")["lesion"].astype(float)
         known = organ_lesions(self.truth("validation")["labels"])[: len(tuned)]
         called = _called(tuned, known, said["lesion"].astype(float), ORGANS)
@@ -86,7 +87,7 @@ class Store(StoredArms):
         called = np.array([read_labels(text) for text in said])
         found = _shares("labels", called, truth["labels"].astype(bool))
         found |= _lesion_scores(organ_lesions(called), organ_lesions(truth["labels"]))
-        return found | _bleu(said, truth["report"])
+        return found | {name: Drawn.of(one, len(said)) for name, one in bleu_of(said, truth["report"]).items()}
 
     def _read(self, path: Path) -> dict[str, np.ndarray]:
         if path not in self._kept:
@@ -155,7 +156,12 @@ def _lesion_scores(called: np.ndarray, truth: np.ndarray) -> dict[str, Drawn]:
     return found
 
 
-def _bleu(said: Sequence[str], truth: Sequence[str]) -> dict[str, Drawn]:
+def _dice(dice: np.ndarray) -> Drawn:
+    return Drawn.of(partial(mean_dice, dice), len(dice))
+
+
+def bleu_of(said: Sequence[str], truth: Sequence[str]) -> dict[str, Statistic]:
+    """BLEU-1 to BLEU-4 of a whole corpus and their mean, 0…1, each for draws of texts ``(m, n)``."""
     found = text_statistics(list(said), list(truth), metrics=list(BLEU))
     sums: Mapping[str, tuple[np.ndarray, Callable]] = {name: found.sums(name) for name in BLEU}
 
@@ -163,16 +169,17 @@ def _bleu(said: Sequence[str], truth: Sequence[str]) -> dict[str, Drawn]:
         return np.mean([sums[name][1](times @ sums[name][0]) / 100 for name in names], axis=0)
 
     wanted = {name: (name,) for name in BLEU} | {"BLEU-mean": BLEU}
-    return {name: Drawn.of(partial(score, of), len(said)) for name, of in wanted.items()}
+    return {name: partial(score, of) for name, of in wanted.items()}
 
 
-def _mean_dice(dice: np.ndarray) -> Drawn:
-    """Mean over classes of their mean over patients who have them."""
-    there, known = np.isfinite(dice), np.nan_to_num(dice)
+def mean_dice(dice: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Mean over classes of their mean over those who have them, for draws; NaN where nobody drawn has any.
 
-    def mean(times: np.ndarray) -> np.ndarray:
-        count = times @ there
-        each = np.divide(times @ known, count, out=np.full(count.shape, np.nan), where=count > 0)
-        return np.nanmean(each, axis=1)
-
-    return Drawn.of(mean, len(dice))
+    Args:
+        dice: ``(n, classes)``, NaN where a class isn't there.
+        times: ``(m, n)``, how often each is drawn.
+    """
+    count = times @ np.isfinite(dice)
+    each = np.divide(times @ np.nan_to_num(dice), count, out=np.zeros(count.shape), where=count > 0)
+    there = (count > 0).sum(axis=1)
+    return np.divide(each.sum(axis=1), there, out=np.full(len(times), np.nan), where=there > 0)

@@ -44,6 +44,7 @@ class SegmentationCase:
         split: "train", "validation" or "test".
         scope: "chest" or "abdomen", of its class map.
         ct: the file.
+        masks: files and folders that the masks are in.
     """
 
     name: str
@@ -51,6 +52,7 @@ class SegmentationCase:
     split: str
     scope: str
     ct: Path
+    masks: tuple[Path, ...]
     _load: Callable[[], _Loaded] = field(repr=False)
 
     def target(self, granularity: str) -> np.ndarray:
@@ -61,6 +63,10 @@ class SegmentationCase:
         """
         classes = ClassMap.of(self.scope, granularity)
         return classes.of_labels(*self._load())
+
+    def files(self) -> list[Path]:
+        """Every file that a target is painted from, in a fixed order."""
+        return [file for one in self.masks for file in (sorted(one.iterdir()) if one.is_dir() else [one])]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -120,7 +126,7 @@ def chest_cases(
         if record and source and not problem:
             ct, masks = reading.folder / record.volume, reading.folder / record.mask
             load = partial(segmentation_masks.of_chest, ct, masks, source, codes)
-            cases.append(SegmentationCase(scan, record.patient, home, "chest", ct, load))
+            cases.append(SegmentationCase(scan, record.patient, home, "chest", ct, (masks, source), load))
     missing = dict.fromkeys(reading.missing, 1) | {f"{labels.folder.name}/{k}": n for k, n in labels.missing.items()}
     apart = ", ".join(content()["chest"]["apart"])
     notes = (*reading.notes, f"{apart}: TotalSegmentator has no mask of it; a scan without one of its own has none")
@@ -154,7 +160,7 @@ def abdomen_cases(
         if ct and not lesion_lacking and (incomplete or not lacking):
             partly += bool(lacking)
             load = partial(segmentation_masks.of_abdomen, folder / ct, folder / below)
-            cases.append(SegmentationCase(case, case, home, "abdomen", folder / ct, load))
+            cases.append(SegmentationCase(case, case, home, "abdomen", folder / ct, (folder / below,), load))
     notes = (f"{table.plural(partly, 'case')} without some structures, which count as background",) if partly else ()
     return Cases("AbdomenAtlas 3.0", cases, dict(files.missing), files.unreadable, notes)
 
