@@ -18,6 +18,7 @@ from ctvlm_lib.evaluate.text_papers import variant_for
 from ctvlm_lib.experiments.chat_arms import ARMS as CHATS
 from ctvlm_lib.experiments.local_global import ARMS as ALIGNED
 from ctvlm_lib.experiments.uvlm import ARMS as STAGED
+from ctvlm_lib.experiments.uvlm import REP
 from ctvlm_lib.experiments.vlm_arms import ARMS
 from ctvlm_lib.experiments.vlm_tables import pooled_kinds
 from ctvlm_lib.ledger import chat, local_global, real_places, uvlm
@@ -163,6 +164,7 @@ def _uvlm(cell: Published) -> Place:
     why = (
         "lesions of liver, kidney and spleen for AbdomenAtlas's" if abdomen else "the cohort's 18 labels for CT-RATE's"
     )
+    why += "; structured reports, which share most of their words" if STAGED[found.arm].stage == REP else ""
     return Place(ANALOGUE, found, f"phantoms and a small U-Net; {why}", "65")
 
 
