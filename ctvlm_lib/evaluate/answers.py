@@ -24,6 +24,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.prompt.wording import STYLES
@@ -125,6 +126,7 @@ def same_words(a: str, b: str) -> bool:
     return _words(_lowered(a)) == _words(_lowered(b))
 
 
+@lru_cache(maxsize=2**13)
 def _lowered(text: str) -> str:
     """Small letters, plain dashes, single spaces, no bold, no outer quotes; line breaks stay: they end a sentence."""
     plain = unicodedata.normalize("NFKC", text).translate(_PLAIN).casefold()
@@ -132,6 +134,7 @@ def _lowered(text: str) -> str:
     return "\n".join(line for line in lines if line)
 
 
+@lru_cache(maxsize=2**13)
 def _words(text: str) -> str:
     """A text without outer punctuation and leading article; as it is if nothing else is in it."""
     core = " ".join(_lowered(text).split())

@@ -10,6 +10,7 @@ The seeds of training are no patients: :func:`over_seeds` shows them as points w
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -162,16 +163,23 @@ def sums_of_patients(sums: np.ndarray, patients: Sequence[Hashable]) -> tuple[np
 
 
 def patient_draws(patients: int, resamples: int = 2000, seed: int = 0) -> np.ndarray:
-    """How often each patient is drawn: ``(resamples, patients)`` float64, each row adds up to ``patients``.
+    """How often each patient is drawn: ``(resamples, patients)`` float64, read-only; a row adds up to ``patients``.
 
     Raises:
         BadInput: fewer than one draw.
     """
     if resamples < 1:
         raise BadInput(f"resamples is a positive number of draws, e.g. 2000, got {resamples}")
+    return _drawn(patients, resamples, seed)
+
+
+@lru_cache(maxsize=4)  # a table asks for the same ones again and again
+def _drawn(patients: int, resamples: int, seed: int) -> np.ndarray:
     drawn = np.random.default_rng(seed).integers(0, patients, (resamples, patients))
     drawn += patients * np.arange(resamples)[:, None]  # a range of numbers for each draw, so that one count does all
-    return np.bincount(drawn.ravel(), minlength=resamples * patients).reshape(resamples, patients).astype(float)
+    times = np.bincount(drawn.ravel(), minlength=resamples * patients).reshape(resamples, patients).astype(float)
+    times.setflags(write=False)
+    return times
 
 
 def over_seeds(intervals_by_seed: Mapping[int, Interval]) -> OverSeeds:

@@ -5,6 +5,7 @@ in 0…10. The libraries are imported when first used, so that light code can im
 """
 
 import os
+import warnings
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -187,18 +188,23 @@ def _stems() -> _Stems:
 def _wordnet() -> _WordNet:
     """WordNet 3.0 of the asset ``wordnet``; NLTK reads only below ``nltk.data.path``, and only private files."""
     import nltk.data
-    from nltk.corpus import wordnet
+    from nltk.corpus.reader.wordnet import WordNetCorpusReader
+
+    class EnglishOnly(WordNetCorpusReader):
+        """Without the map from other languages' senses, which takes as long as all the rest."""
+
+        def map_wn(self, version: str = "wordnet") -> None:
+            return None
 
     folder = os.fspath(assets.path("wordnet/nltk_data"))
     if folder not in nltk.data.path:
         nltk.data.path.insert(0, folder)
     try:
-        version = wordnet.get_version()
+        with warnings.catch_warnings(action="ignore"):  # that other languages are missing
+            wordnet = EnglishOnly(nltk.data.find("corpora/wordnet", [folder]), None)
     except (LookupError, OSError) as error:
         raise BadInput(
             f"NLTK refuses the WordNet files in {folder}: it reads only what you own and nobody else can write; make"
             " them so, or delete the folder wordnet and fetch it again with: ctvlm assets wordnet"
         ) from error
-    if version != "3.0":
-        raise BadInput(f"METEOR needs WordNet 3.0, but NLTK has already loaded {version}; score in a new process")
     return _WordNet(wordnet)

@@ -193,24 +193,21 @@ def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
 
 
-def _area(one: Detection, _: float, times: np.ndarray, at_once: int = 200) -> np.ndarray:
+def _area(one: Detection, _: float, times: np.ndarray) -> np.ndarray:
     """AUROC with a weight for each row: the share of weighted pairs in which the positive scores higher, ties half.
 
-    A draw without one of the classes has none; 0.5 stands for it, which is rare and favours nobody.
+    Pairs are counted once for each two patients, and what each weighs in a draw follows in one product of matrices.
+    All sums are of halves, and exact in 32 bits, too, up to eight million pairs of one patient. A draw without one of
+    the classes has no area; 0.5 stands for it, which is rare and favours nobody.
     """
-    order = np.argsort(one.score, kind="stable")
-    truth, patient = one.truth[order], one.patient[order]
-    starts = np.flatnonzero(np.diff(one.score[order], prepend=-np.inf))  # of each run of equal scores
-    areas = []
-    for first in range(0, len(times), at_once):
-        weight = times[first : first + at_once][:, patient]
-        positive = np.add.reduceat(weight * truth, starts, axis=1)
-        negative = np.add.reduceat(weight * ~truth, starts, axis=1)
-        below = np.cumsum(negative, axis=1) - negative / 2
-        pairs = positive.sum(axis=1) * negative.sum(axis=1)
-        area = np.divide((positive * below).sum(axis=1), pairs, out=np.full(len(pairs), 0.5), where=pairs > 0)
-        areas.append(area)
-    return np.concatenate(areas)
+    patients, (absent, present) = times.shape[1], (np.flatnonzero(one.truth == known) for known in (False, True))
+    higher, other = one.score[present, None], one.score[absent]
+    of_two = one.patient[present, None] * patients + one.patient[absent]
+    won = np.bincount(of_two.ravel(), ((higher > other) + 0.5 * (higher == other)).ravel(), patients**2)
+    of_patient = [np.bincount(one.patient[rows], minlength=patients) for rows in (present, absent)]
+    pairs = np.prod([times @ count for count in of_patient], axis=0, dtype=float)
+    above = np.einsum("ij,ij->i", times.astype(np.float32) @ won.reshape(patients, -1).astype(np.float32), times)
+    return np.divide(above, pairs, out=np.full(len(pairs), 0.5), where=pairs > 0)
 
 
 _MEASURED = dict(zip(MEASURES, (_area, _f1, _accuracy, _precision), strict=True))
