@@ -9,6 +9,7 @@ from pathlib import Path
 from ctvlm_lib import checkpoints
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.run import check_seed, run_folder
+from ctvlm_lib.training_processes import alone
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ def command(args: argparse.Namespace) -> int:
         return 0
     if args.name not in TRAININGS:
         raise BadInput(f"nothing called {args.name!r} can be trained; there are: {', '.join(TRAININGS)}")
+    alone(args.name)
     one = TRAININGS[args.name]
     check_seed(args.seed)
     folder = args.out or run_folder("full") / "checkpoints"

@@ -3,6 +3,10 @@
 What is trained is told by one function, ``loss_of(model, step)``. Everything random in it comes from the step
 (``step.rng("batch")``), so a run that was killed and resumed gives the same curve as one that was not. Under
 ``accelerate launch`` each process calls the same function and takes its share of the batch (``step.mine(batch)``).
+
+The curve doesn't depend on the number of processes, to float32's rounding: sums are taken in another order, 1e-6 of
+the loss at first, and a thousand steps on as far apart as two runs with rounding errors go. It takes losses that are
+means over things of which each member of the batch has one, or are weighted by how many it has (``step.weight``).
 """
 
 import math
@@ -10,18 +14,19 @@ import sys
 import time
 import zlib
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
 
 from ctvlm_lib import training_checkpoint as checkpoint
+from ctvlm_lib import training_processes as processes
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.notebook_progress import duration
+from ctvlm_lib.training_norms import over_all_processes
 
 Curve = list[dict[str, float]]
 RESERVED = ("step", "lr", "loss", "gradient", "seconds")
@@ -88,7 +93,10 @@ class Step:
         seed: of the run.
         rank, world: this process among all.
         part, parts: this call among those whose gradients add up to the step's.
+        taken: what was asked of it: SHARE, and the purposes of random numbers of this call's own.
     """
+
+    SHARE: ClassVar[str] = "share of the batch"
 
     number: int
     seed: int
@@ -96,10 +104,16 @@ class Step:
     world: int = 1
     part: int = 0
     parts: int = 1
+    taken: set[str] = field(default_factory=set, compare=False, repr=False)
 
     def rng(self, purpose: str = "") -> np.random.Generator:
         """Random numbers for a purpose, the same in every process: draw the whole batch, then take ``mine``."""
         return np.random.default_rng([self.seed, self.number, zlib.crc32(purpose.encode())])
+
+    def own_rng(self, purpose: str) -> np.random.Generator:
+        """Random numbers of this call alone. A training that asks for them isn't the same in several processes."""
+        self.taken.add(purpose)
+        return self.rng(f"{purpose} {self.rank} {self.part}")
 
     def mine(self, batch: Sequence) -> Sequence:
         """This call's share of a batch that every process has drawn alike; the shares are equally large.
@@ -107,6 +121,7 @@ class Step:
         Raises:
             BadInput: the batch can't be divided.
         """
+        self.taken.add(self.SHARE)
         shares = self.world * self.parts
         if len(batch) % shares:
             raise BadInput(
@@ -116,6 +131,21 @@ class Step:
         size = len(batch) // shares
         start = (self.part * self.world + self.rank) * size
         return batch[start : start + size]
+
+    def weight(self, batch: Sequence, count: Callable[..., int]) -> float:
+        """What a mean over this call's share is multiplied by, so that the mean over calls is that over the batch.
+
+        Args:
+            batch: whole, as for ``mine``.
+            count: how many things of a member of the batch the mean is over, e.g. its answer's tokens.
+
+        Returns:
+            1 where one call has the whole batch; 0 where nobody has anything.
+        """
+        if self.world * self.parts == 1:
+            return 1.0
+        everyone, own = (sum(map(count, members)) for members in (batch, self.mine(batch)))
+        return self.world * self.parts * own / everyone if everyone else 0.0
 
 
 def computes_bf16(device: torch.device) -> bool:
@@ -138,7 +168,8 @@ def train(
     """Train what is trainable in ``model``; what needs no gradient stays as it is, running statistics included.
 
     Args:
-        model: trained in place, on the device that accelerate chooses; left in evaluation mode.
+        model: trained in place, on the device that accelerate chooses; left in evaluation mode. Under FSDP it stays
+            where it is, whole, and gets what its parts have learnt at the end.
         loss_of: (model, step) → the loss of this call's share, a mean over it; or its parts by name, already weighted,
             whose sum is minimised.
         settings: how.
@@ -151,36 +182,45 @@ def train(
         One row a step: step (from 1), lr, loss, its parts, the gradient's norm, seconds since the start.
 
     Raises:
-        BadInput: nothing to train, a loss that isn't finite, or a checkpoint of other settings or another model.
+        BadInput: nothing to train, a loss that isn't finite, a checkpoint of other settings or another model, or what
+            several processes can't train, see :mod:`ctvlm_lib.training_processes`.
         RuntimeError: a frozen tensor changed.
     """
-    alike = DistributedDataParallelKwargs(find_unused_parameters=True)  # a step may leave a head out
-    accelerator = Accelerator(mixed_precision="no", kwargs_handlers=[alike])
+    accelerator = processes.begin()
+    main, sharded = accelerator.is_main_process, processes.is_sharded(accelerator)
+    if sharded and stop:
+        raise BadInput("stopping early looks at the whole model, which FSDP takes apart; launch with ddp.yaml")
     if settings.precision == "bf16" and not computes_bf16(accelerator.device):
         settings = replace(settings, precision="no")
-        if progress and accelerator.is_main_process:
+        if progress and main:
             print(f"training in float32: this {accelerator.device.type.upper()} has no instructions for bfloat16")
     frozen = checkpoint.frozen_hash(model)
-    optimizer = torch.optim.AdamW(_groups(model, settings), lr=settings.lr, betas=settings.betas)
-    wrapped, optimizer = accelerator.prepare(_Loss(model, loss_of), optimizer)
-    curve = checkpoint.resume(model, optimizer, settings, folder, accelerator.device)
-    says = _Progress(settings.steps, progress and accelerator.is_main_process)
-    begun = time.monotonic() - (curve[-1]["seconds"] if curve else 0.0)
-    with torch.random.fork_rng():
+    network = processes.twin(model) if sharded else model
+    optimizer = torch.optim.AdamW(_groups(network, settings), lr=settings.lr, betas=settings.betas)
+    wrapped, optimizer = accelerator.prepare(_Loss(network, loss_of), optimizer)
+    curve = checkpoint.resume(network, optimizer, settings, folder)
+    processes.check_resumed(len(curve))
+    says = _Progress(settings.steps, progress and main)
+    begun, first = time.monotonic() - (curve[-1]["seconds"] if curve else 0.0), len(curve)
+    with torch.random.fork_rng(), over_all_processes(network, accelerator.num_processes):
         while len(curve) < settings.steps and not (curve and curve[-1].get("stopped")):
-            row = _one_step(accelerator, wrapped, optimizer, settings, len(curve))
+            row, step = _one_step(accelerator, wrapped, optimizer, settings, len(curve))
+            if len(curve) == first and (differs := processes.check_shared(step)) and progress and main:
+                print(differs)
             row["seconds"] = round(time.monotonic() - begun, 3)
             curve.append(row)
-            if accelerator.is_main_process and on_step:
+            if main and on_step:
                 on_step(row)
-            if _agreed(accelerator, bool(stop and stop(row))):
+            if stop and any(processes.of_all(bool(stop(row)))):
                 row["stopped"] = 1.0
             last = len(curve) == settings.steps or "stopped" in row
             if folder and (last or len(curve) % settings.checkpoint_every == 0):
-                if accelerator.is_main_process:
-                    checkpoint.save(model, optimizer, settings, folder, curve)
+                if main or sharded:
+                    checkpoint.save(network, optimizer, settings, folder, curve, write=main)
                 accelerator.wait_for_everyone()
             says.step(row)
+    if sharded:
+        processes.bring_home(network, model)
     if checkpoint.frozen_hash(model) != frozen:
         raise RuntimeError("a frozen tensor changed in training: something writes to it besides the optimiser")
     model.eval()
@@ -203,24 +243,28 @@ class _Loss(torch.nn.Module):
         return loss if isinstance(loss, dict) else {"loss": loss}
 
 
-def _one_step(accelerator: Accelerator, wrapped, optimizer, settings: Training, number: int) -> dict[str, float]:
-    """Gradients of all parts, one update; the row of the curve holds means over parts and processes."""
+def _one_step(accelerator: Accelerator, wrapped, optimizer, settings: Training, number: int) -> tuple[dict, Step]:
+    """Gradients of all parts, one update; the row of the curve holds means over parts and processes.
+
+    Gradients are exchanged after every part: one that only an earlier part has would stay each process' own otherwise.
+    """
     for group in optimizer.param_groups:
         group["lr"] = settings.lr_at(number) * group["factor"]
     total: dict[str, torch.Tensor] = {}
+    step = Step(number, settings.seed, accelerator.process_index, accelerator.num_processes, parts=settings.accumulate)
     for part in range(settings.accumulate):
-        step = Step(number, settings.seed, accelerator.process_index, accelerator.num_processes, part,
-                    settings.accumulate)  # fmt: skip
+        step = replace(step, part=part)
         torch.manual_seed(int(step.rng(f"dropout {step.rank} {part}").integers(2**62)))
-        last = part == settings.accumulate - 1
-        with nullcontext() if last else accelerator.no_sync(wrapped):
-            with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-                parts = wrapped(step)
-            _check_names(parts)
-            accelerator.backward(sum(parts.values()) / settings.accumulate)
+        with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+            before = processes.random_state(accelerator)
+            parts = wrapped(step)
+            if processes.random_state(accelerator) != before:
+                step.taken.add("dropout")
+        _check_names(parts)
+        accelerator.backward(sum(parts.values()) / settings.accumulate)
         for name, value in parts.items():
             total[name] = total.get(name, 0.0) + value.detach().float() / settings.accumulate
-    means = {name: float(accelerator.reduce(value, "mean")) for name, value in total.items()}
+    means = processes.means_of_all(total)
     _check_finite(means, number, settings)
     limit = settings.clip or math.inf
     norm = float(accelerator.clip_grad_norm_(wrapped.parameters(), limit))
@@ -228,7 +272,8 @@ def _one_step(accelerator: Accelerator, wrapped, optimizer, settings: Training, 
     optimizer.step()
     optimizer.zero_grad()
     named = {} if set(means) == {"loss"} else means
-    return {"step": number + 1, "lr": settings.lr_at(number), "loss": sum(means.values()), **named, "gradient": norm}
+    row = {"step": number + 1, "lr": settings.lr_at(number), "loss": sum(means.values()), **named, "gradient": norm}
+    return row, step
 
 
 def _check_names(parts: dict[str, torch.Tensor]) -> None:
@@ -244,11 +289,6 @@ def _check_finite(values: dict[str, float], number: int, settings: Training) -> 
             f"training stopped at step {number + 1} of {settings.steps}: {told}; look at that step's batch, or lower"
             f" the learning rate of {settings.lr:g}. Nothing of this step was kept"
         )
-
-
-def _agreed(accelerator: Accelerator, wish: bool) -> bool:
-    """Stop in all processes if one wishes to."""
-    return bool(accelerator.reduce(torch.tensor(float(wish), device=accelerator.device), "sum") > 0)
 
 
 def _groups(model: torch.nn.Module, settings: Training) -> list[dict]:

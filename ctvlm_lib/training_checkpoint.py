@@ -1,7 +1,8 @@
 """Checkpoints of a training run: weights, optimiser and curve as one folder that appears whole; frozen tensors by hash.
 
 Only what training changes is stored. The rest, a pretrained text tower for example, is checked by its hash when a run
-is taken up again.
+is taken up again. A checkpoint doesn't tell how many processes made it: tensors that FSDP shares out are brought
+together first and shared out again when they are read.
 """
 
 import hashlib
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils._pytree import tree_map
 
 from ctvlm_lib.errors import BadInput, atomic_path
 
@@ -40,25 +43,41 @@ def moving(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {n: t.detach() for n, t in {**dict(model.named_parameters()), **buffers}.items() if n not in still}
 
 
+def whole(tensor):
+    """A tensor with all its parts; all processes call it. What isn't shared out, numbers too, stays as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
 def frozen_hash(model: torch.nn.Module) -> str:
     """SHA-256 of the frozen tensors with their names, shapes and types."""
     digest = hashlib.sha256()
     for name, tensor in sorted(frozen(model).items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(whole(tensor.detach()).cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
-def save(model, optimizer, settings: "Training", folder: str | Path, curve: list[dict]) -> Path:
-    """Write a checkpoint named by its step, then remove the older ones; a kill at any moment leaves a whole one."""
+def save(
+    model, optimizer, settings: "Training", folder: str | Path, curve: list[dict], *, write: bool = True
+) -> Path:
+    """Write a checkpoint named by its step, then remove the older ones; a kill at any moment leaves a whole one.
+
+    Args:
+        model, optimizer, settings, curve: what is stored. folder: in it.
+        write: False in all processes but one, which call it only where tensors are shared out.
+    """
     folder = Path(folder)
     target = folder / f"step-{len(curve):07d}"
+    # clones: safetensors refuses tensors that share memory
+    tensors = {n: whole(t).cpu().clone().contiguous() for n, t in moving(model).items()}
+    state, frozen_now = tree_map(whole, optimizer.state_dict()), frozen_hash(model)
+    if not write:
+        return target
     with atomic_path(target) as partial:
         partial.mkdir()
-        # clones: safetensors refuses tensors that share memory
-        save_file({n: t.cpu().clone().contiguous() for n, t in moving(model).items()}, partial / "model.safetensors")
-        torch.save(optimizer.state_dict(), partial / "optimizer.pt")
-        record = {"settings": asdict(settings), "frozen": frozen_hash(model), "curve": curve}
+        save_file(tensors, partial / "model.safetensors")
+        torch.save(state, partial / "optimizer.pt")
+        record = {"settings": asdict(settings), "frozen": frozen_now, "curve": curve}
         (partial / "curve.json").write_text(json.dumps(record), encoding="utf-8")
     for other in (*folder.glob("step-*"), *folder.glob(".*.partial.step-*")):
         if other != target:
@@ -66,8 +85,13 @@ def save(model, optimizer, settings: "Training", folder: str | Path, curve: list
     return target
 
 
-def resume(model, optimizer, settings: "Training", folder: str | Path | None, device) -> list[dict]:
+def resume(model, optimizer, settings: "Training", folder: str | Path | None, device="cpu") -> list[dict]:
     """Load the latest checkpoint of a folder into model and optimiser.
+
+    Args:
+        model, optimizer: prepared. settings: that the checkpoint must have been made with.
+        folder: of checkpoints; None for none.
+        device: where the file's tensors are read to; the optimiser takes them to where its weights are.
 
     Returns:
         Its curve; an empty one where no folder is given or no checkpoint lies there.
@@ -88,9 +112,19 @@ def resume(model, optimizer, settings: "Training", folder: str | Path | None, de
     _check_same(record, model, settings, latest)
     _check_tensors(tensors, moving(model), latest)
     for name, tensor in moving(model).items():
-        tensor.copy_(tensors[name])
+        tensor.copy_(_shared_like(tensors[name], tensor))
+    learns = [p for group in optimizer.param_groups for p in group["params"]]
+    for number, kept in state["state"].items():
+        kept |= {k: _shared_like(v, learns[number]) for k, v in kept.items() if v.shape == learns[number].shape}
     optimizer.load_state_dict(state)
     return record["curve"]
+
+
+def _shared_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """A whole tensor shared out as another one is."""
+    if not isinstance(like, DTensor):
+        return tensor
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
 
 
 def _check_same(record: dict, model, settings: "Training", latest: Path) -> None:

@@ -107,7 +107,7 @@ def dense_parts(
     *_, finer, low_grid, _ = model.encoder.grids(batch.region.shape[1:])
     fine, low = (t.reshape(-1, t.shape[-1]) for t in tokens[-3:-1])
     region, kind = _both_shares(batch, low_grid)
-    rng = step.rng(f"tokens {step.rank} {step.part}")
+    rng = step.own_rng("tokens")
     rows = {
         "fine": (fine, fine_rows(*_both_shares(batch, finer)[::-1], rng)),
         "token": (low, token_rows(kind, region, np.prod(batch.kind.shape[1:]) / np.prod(low_grid), rng)),

@@ -102,7 +102,7 @@ class PromptedObjective(Objective):
     def __call__(self, model: Aligned, step: Step) -> dict[str, torch.Tensor]:
         """The parts of the loss of this step's share."""
         batch = self.draw(step)
-        rng = step.rng(f"prompts {step.rank} {step.part}")
+        rng = step.own_rng("prompts")
         picture, asked = prompted_pictures(batch.image, batch.region, self.scans.found[batch.index], rng)
         device = next(model.parameters()).device
         tokens, vectors = model(torch.from_numpy(picture).to(device))

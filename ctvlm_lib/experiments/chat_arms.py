@@ -32,6 +32,7 @@ from ctvlm_lib.experiments.chat_tables import PREFIX, QUESTIONS
 from ctvlm_lib.experiments.cohort import Cohort
 from ctvlm_lib.experiments.vlm_arms import as_asked, store, trained
 from ctvlm_lib.records.committed import check_committed
+from ctvlm_lib.training_processes import alone
 from ctvlm_lib.vlm.finetune import Finetuning
 
 SPLITS = ("validation", "test")
@@ -90,6 +91,7 @@ def run(
     Raises:
         BadInput: no such arm or setting, or a protocol that isn't committed.
     """
+    alone(name)
     config, label = recipe_of(name, seed, changes), label or of_seed(name, seed)
     record = _protocol(splits) | {"encoder_sha256": checkpoints.record(config.encoder)["weights"]["sha256"]}
     fixed = load()["asking"]

@@ -31,6 +31,7 @@ from ctvlm_lib.alignment.local_global_saving import read, save
 from ctvlm_lib.alignment.local_global_training import LocalGlobal, Recipe, fit, tokens_of
 from ctvlm_lib.alignment.scans import as_input
 from ctvlm_lib.alignment.text import TextTower
+from ctvlm_lib.damaged import load_npz
 from ctvlm_lib.errors import BadInput, atomic_path
 from ctvlm_lib.evaluate.retrieval import ranks
 from ctvlm_lib.experiments.local_global_protocol import FILES, load
@@ -39,6 +40,7 @@ from ctvlm_lib.records.committed import check_committed
 from ctvlm_lib.records.phantom import REGIONS, Patient
 from ctvlm_lib.records.report import LABELS
 from ctvlm_lib.training import Training
+from ctvlm_lib.training_processes import alone
 
 PREFIX = "align-"
 SPLITS = ("validation", "test", "external")
@@ -152,8 +154,8 @@ class Said:
             BadInput: not such a file.
         """
         try:
-            with np.load(path, allow_pickle=False) as file:
-                whole = {field.name: file[field.name] for field in fields(cls)}
+            stored = load_npz(path)
+            whole = {field.name: stored[field.name] for field in fields(cls)}
         except (OSError, ValueError, KeyError) as error:
             raise BadInput(f"{Path(path).name} can't be read as scores ({error}); score the arm again") from None
         return cls(**{k: np.where(v == ABSENT, np.nan, v / _UNITS[k]) for k, v in whole.items()})
@@ -267,6 +269,7 @@ def run(
     Raises:
         BadInput: no such arm or setting, or a protocol that isn't committed.
     """
+    alone(name)
     recipe, world = recipe_of(name, seed, changes), world or World()
     record = {}
     if set(splits) - {"validation"}:

@@ -28,6 +28,7 @@ from ctvlm_lib.experiments.read_out_model import Coded, Questions, ReadOut
 from ctvlm_lib.experiments.read_out_reader import Reader, Seen
 from ctvlm_lib.records.committed import check_committed
 from ctvlm_lib.training import Curve, Training, train
+from ctvlm_lib.training_processes import alone
 from ctvlm_lib.vlm import finetune
 from ctvlm_lib.vlm.feature_cache import FeatureCache
 from ctvlm_lib.vlm.model import CtvlmModel
@@ -112,6 +113,7 @@ def run(
     Raises:
         BadInput: no such arm, more patients than there are, or a protocol that isn't committed.
     """
+    alone(name)
     recipe = recipe_of(name, seed, patients, changes or {})
     record, said = _protocol(splits), {}
     cohort, began = cohort or Cohort.of(profile, ("train", *splits)), time.monotonic()
@@ -209,10 +211,12 @@ def fit(
 
     def loss(module: ReadOut, step) -> torch.Tensor:
         drawn = step.rng("pictures").choice(len(keys), recipe.pictures, replace=recipe.pictures > len(keys))
-        some = step.mine([keys[k] for k in drawn])
+        asked = [keys[k] for k in drawn]
+        some, weight = step.mine(asked), step.weight(asked, lambda key: len(taught[key]))
         device = module.marker.device
         questions = Questions.of([taught[key] for key in some])
-        return module.loss(features.take(some, device), Questions(*(tensor.to(device) for tensor in questions)))
+        loss = module.loss(features.take(some, device), Questions(*(tensor.to(device) for tensor in questions)))
+        return loss * weight
 
     return network, train(network, loss, recipe.training(), **options)
 

@@ -19,9 +19,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 
 from ctvlm_lib import checkpoints
 from ctvlm_lib.alignment.arm_tables import of_seed
+from ctvlm_lib.damaged import read_csv
 from ctvlm_lib.errors import BadInput, atomic_path
 from ctvlm_lib.evaluate.bert_score import bert_scores, layers_like_roberta_large
 from ctvlm_lib.evaluate.text_registry import ROBERTA
@@ -99,8 +101,19 @@ def recipe_of(name: str, given: Sources, pictures: int, seed: int = 0) -> Finetu
         given: where its parts lie; its ``finetuning`` replaces what is said here.
         pictures: of the training split: steps follow from the papers' epochs.
         seed: of projector, adapters and steps.
+
+    Raises:
+        BadInput: no such arm or setting, or a value that doesn't fit.
     """
-    arm = arm_of(name)
+    try:
+        return _recipe(arm_of(name), given, pictures, seed)
+    except BadInput:
+        raise
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise BadInput(f"a setting of finetuning has a value of the wrong kind: {error}") from None
+
+
+def _recipe(arm: RealArm, given: Sources, pictures: int, seed: int) -> Finetuning:
     usual = RECIPES[arm.data] | {"words": 512, "precision": "bf16", "checkpoint_every": 500}
     if arm.data == "radgenome" and arm.decoder == "3B":
         usual["lora_lr"] = 1e-5
@@ -116,8 +129,10 @@ def recipe_of(name: str, given: Sources, pictures: int, seed: int = 0) -> Finetu
 def run(
     name: str, given: Sources, seed: int = 0, *, home: str | Path, progress: bool = True,
     on_step: Callable[[dict], None] | None = None,
-) -> pd.DataFrame:  # fmt: skip
+) -> pd.DataFrame | None:  # fmt: skip
     """Train an arm, or load what was released, ask it about the test split, and store its answers.
+
+    Under ``accelerate launch`` all processes train; the first one stores, asks and scores.
 
     Args:
         name: of the arm.
@@ -128,21 +143,27 @@ def run(
         progress, on_step: see :func:`ctvlm_lib.training.train`.
 
     Returns:
-        The table of answers.
+        The table of answers; None in all processes but the first.
 
     Raises:
         BadInput: no such arm, or data or weights that can't be used.
     """
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # by itself it doesn't look there
     arm, label, home = arm_of(name), of_seed(name, seed), Path(home)
+    if arm.decoder == RELEASED and not state.is_main_process:
+        return None
     cohort = RealCohort.of(arm.data, given.folder(arm.data), given.patients)
-    tell = print if progress else (lambda line: None)
+    tell = print if progress and state.is_main_process else (lambda line: None)
     tell(f"{label}: {', '.join(f'{len(some):,} {split}' for split, some in cohort.records.items())} questions")
     check_bert_score(given)  # hours before it is needed
     began = time.monotonic()
     if arm.decoder == RELEASED:
         reader, about = _released(given), checkpoints.circumstances({}) | {"weights": Path(given.med3dvlm).name}
     else:
-        reader, about = _trained(name, given, cohort, seed, home, progress, on_step)
+        trained = _trained(name, given, cohort, seed, home, progress, on_step)
+        if trained is None:
+            return None
+        reader, about = trained
     minutes, began = {"training": (time.monotonic() - began) / 60}, time.monotonic()
     table = ask(reader, cohort, "test", arm.condition, seed, tell)
     similar = bert_score_of(table, given)
@@ -174,7 +195,7 @@ def read(folder: str | Path) -> pd.DataFrame:
 def read_bert_score(folder: str | Path) -> pd.Series | None:
     """The BERTScores that :func:`run` stored, question → F1; None where they were left out."""
     path = Path(folder) / BERT
-    return pd.read_csv(path, index_col="id")[ROBERTA] if path.is_file() else None
+    return read_csv(path, ("id", ROBERTA)).set_index("id")[ROBERTA] if path.is_file() else None
 
 
 def bert_score_of(table: pd.DataFrame, given: Sources) -> pd.Series | None:
@@ -255,15 +276,19 @@ def lessons_of(cohort: RealCohort, condition: str) -> list[Lesson]:
     return [Lesson(key, tuple(asked)) for key, asked in groups.items()]
 
 
-def _trained(name, given, cohort, seed, home, progress, on_step) -> tuple[VlmReader, dict]:
+def _trained(name, given, cohort, seed, home, progress, on_step) -> tuple[VlmReader, dict] | None:
+    """The reader and what is told of it, in the first process."""
     label, condition = of_seed(name, seed), arm_of(name).condition
     taught = lessons_of(cohort, condition)
     config = recipe_of(name, given, len(taught), seed)
     model, processor = finetune.build(config)
     model.to(PartialState().device)
     features = _features(model, processor, cohort, taught, condition, home / "features")
+    model.cpu()  # the loop takes it to its device, with FSDP in parts
     curves = finetune.finetune(model, Lessons(processor, taught), features, config, folder=home / "training" / label,
                                on_step=on_step, progress=progress)  # fmt: skip
+    if not PartialState().is_main_process:  # two writers would take each other's folders away
+        return None
     record = checkpoints.circumstances(curves)
     finetune_saving.save(home / "checkpoints" / label, model, config, record | {"profile": "paper"})
     model, processor, _ = finetune_saving.load(home / "checkpoints" / label)  # what is asked is what was stored

@@ -40,6 +40,7 @@ from ctvlm_lib.segment import unet_training
 from ctvlm_lib.segment.class_maps import ClassMap, phantom_target
 from ctvlm_lib.segment.unet_training import Segmented
 from ctvlm_lib.training import Training
+from ctvlm_lib.training_processes import alone
 from ctvlm_lib.vlm import report_writer
 from ctvlm_lib.vlm.report_writer import ReportWriter
 from ctvlm_lib.vlm.stage_tokens import INPUT_ONLY, SPREAD
@@ -191,6 +192,7 @@ def run(
     Raises:
         BadInput: no such arm or setting, or a protocol that isn't committed.
     """
+    alone(name)
     arm, world, record = arm_of(name), world or World(), {}
     if set(splits) - {"validation"}:
         under = check_committed(FILES)

@@ -107,7 +107,7 @@ def fit(
         model: with the classes of ``known``.
         known: whom it learns from; any object with these attributes, such as one that reads each volume from disk.
         settings: how.
-        batch: patches a step, over all processes.
+        batch: patches a step, over all processes; each takes its Dice over its own share.
         patch_dhw_vox: their size; None takes whole volumes, shifted.
         balanced: rare classes weigh more, see :func:`class_weights`; False: all alike, as printed.
         folder, on_step, progress: see :func:`ctvlm_lib.training.train`.
@@ -132,7 +132,7 @@ def fit(
 
     def loss(network: UNet, step: Step) -> Tensor:
         drawn = step.mine(step.rng("patients").choice(len(known), batch, replace=False))
-        rng = step.rng(f"look {step.rank} {step.part}")
+        rng = step.own_rng("look")
         pairs = [_example(known, int(k), rng, patch_dhw_vox) for k in drawn]
         image, target = (np.stack(part) for part in zip(*pairs, strict=True))
         device = next(network.parameters()).device

@@ -1,7 +1,7 @@
 """What a frozen encoder makes of volumes can be kept, and must not be given to a model with another encoder."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -36,7 +36,7 @@ class WeightsId:
 
     def __call__(self, module: nn.Module) -> str:
         """Hash names and values; what was computed stays valid until a tensor is replaced or written to."""
-        tensors = module.state_dict()
+        tensors = dict(stored(module))
         state = hash(tuple((t.data_ptr(), t._version, t.dtype) for t in tensors.values()))
         if self._known is None or self._known[0] != state:
             digest = hashlib.sha256()
@@ -45,6 +45,14 @@ class WeightsId:
                 digest.update(tensor.detach().cpu().double().numpy().tobytes())
             self._known = (state, digest.hexdigest()[:16])
         return self._known[1]
+
+
+def stored(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Names and tensors of ``state_dict``, in its order; FSDP would take weights apart again if it were called."""
+    for prefix, part in module.named_modules(remove_duplicate=False):
+        for name, tensor in (*part._parameters.items(), *part._buffers.items()):
+            if tensor is not None and name not in part._non_persistent_buffers_set:
+                yield f"{prefix}.{name}".lstrip("."), tensor
 
 
 def refuse_nan(what: str, tensor: Tensor) -> None:

@@ -50,8 +50,9 @@ def pretrain(
     model = ladder.build(size, settings.seed)
 
     def loss(network: torch.nn.Module, step: Step) -> torch.Tensor:
-        texts = step.mine(corpus.draw(step.rng("texts"), batch))
-        return _losses(network, tokenizer, texts)[0].mean()
+        texts = corpus.draw(step.rng("texts"), batch)
+        weight = step.weight(texts, lambda text: len(sequence(tokenizer, text)[0]) - 1)  # the first isn't learnt
+        return _losses(network, tokenizer, step.mine(texts))[0].mean() * weight
 
     curve = train(model, loss, settings, folder=folder, progress=progress)
     return model, curve

@@ -61,10 +61,13 @@ class ReportWriter(nn.Module):
         """What the decoder reads of volumes ``(B, 1, D, H, W)``: all stages, the finer ones pooled."""
         return pool(self.encoder.features(volume), self.reference)
 
+    def words(self, text: str) -> list[int]:
+        """A report's tokens, all of which are learnt: the end is the last one."""
+        return [*self.tokenizer(text)["input_ids"], self.decoder.config.eos_token_id]
+
     def forward(self, features: Sequence[Tensor], texts: Sequence[str]) -> Tensor:
         """Mean negative log-likelihood of reports, equation (3)."""
-        end, pad = self.decoder.config.eos_token_id, self.decoder.config.pad_token_id
-        tokens = [[*self.tokenizer(text)["input_ids"], end] for text in texts]
+        pad, tokens = self.decoder.config.pad_token_id, [self.words(text) for text in texts]
         longest, device = max(map(len, tokens)), features[0].device
         ids = torch.tensor([row + [pad] * (longest - len(row)) for row in tokens], device=device)
         mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in tokens], device=device)
@@ -198,14 +201,15 @@ def fit(
         kept = kept_features(writer, scans) if keep else None
 
     def loss(network: ReportWriter, step: Step) -> Tensor:
-        index, shifts = drawn_batch(scans, step.rng("patients"), batch)
-        index, shifts = step.mine(index), step.mine(shifts)
+        everyone, shifts = drawn_batch(scans, step.rng("patients"), batch)
+        index, shifts = step.mine(everyone), step.mine(shifts)
+        weight = step.weight(everyone, lambda k: len(writer.words(scans.reports[k])))
         device = next(network.decoder.parameters()).device
         if kept is not None:
             features = [stage[torch.from_numpy(np.asarray(index))].float().to(device) for stage in kept]
         else:
             features = network.features(pictures(scans, index, shifts).to(device))
-        return network(features, [scans.reports[k] for k in index])
+        return network(features, [scans.reports[k] for k in index]) * weight
 
     return train(writer, loss, settings, folder=folder, on_step=on_step, progress=progress)
 
