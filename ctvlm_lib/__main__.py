@@ -21,6 +21,7 @@ COMMANDS = {
     "table": ("ctvlm_lib.ledger.table_command", "print a published table beside ours, e.g. dualbox.T1"),
     "ledger": ("ctvlm_lib.ledger.ledger_command", "count and write every published number beside ours"),
     "render": ("ctvlm_lib.prompt.command", "draw a visual prompt (contour, box) into a CT and save it"),
+    "prepare": ("ctvlm_lib.prepare_command", "bring many CTs to a paper's input, in several processes or on a cluster"),
     "app": ("ctvlm_lib.explore.server", "open the prompt explorer in the browser"),
 }
 INTERRUPTED = 130  # as shells report a process ended by Ctrl-C

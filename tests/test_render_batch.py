@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from helpers_ct import block, command_line, lps_affine, small_ct
 
+from ctvlm_lib import made_once, many
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.prompt import batch, contour
 from ctvlm_lib.prompt.batch import find_cases, output_name, render_all
@@ -116,7 +117,7 @@ def test_a_changed_input_is_not_taken_for_the_old_one(cases_folder, tmp_path, sc
 @pytest.mark.parametrize("moment", ["before the picture", "after the picture"])
 def test_a_batch_that_is_killed_goes_on_where_it_stopped(cases_folder, tmp_path, scheduler, monkeypatch, moment):
     out = tmp_path / "out"
-    true_render, true_note = batch.render, batch._write_note
+    true_render, true_note = batch.render, made_once.write_note
     cases = [case for case in find_cases(cases_folder, "liver", Style()) if case.name in ("anna", "bert")]
 
     class Killed(BaseException):
@@ -130,13 +131,13 @@ def test_a_batch_that_is_killed_goes_on_where_it_stopped(cases_folder, tmp_path,
         monkeypatch.setattr(batch, "render", stop)
     else:  # the picture is written, and its note not yet
         notes = {True: true_note, False: stop}
-        monkeypatch.setattr(batch, "_write_note", lambda path, content: notes["begun" in content](path, content))
+        monkeypatch.setattr(made_once, "write_note", lambda path, content: notes["begun" in content](path, content))
     with pytest.raises(Killed):
         batch._one(cases[1], out, "rgb", "vista3d", True, False)
     assert (out / "bert_liver_contour.nii.gz").exists() == (moment == "after the picture")
     (out / ".0123abcd.partial.bert_liver_contour.nii.gz").touch()  # kill -9 in the middle of writing
     monkeypatch.setattr(batch, "render", true_render)
-    monkeypatch.setattr(batch, "_write_note", true_note)
+    monkeypatch.setattr(made_once, "write_note", true_note)
     rows, _ = _run(cases_folder, out, scheduler)
     assert rows["anna"]["status"] == "kept" and rows["bert"]["status"] == "done"
     assert not list(out.rglob("*.partial.*"))
@@ -155,17 +156,19 @@ def test_a_failed_replacement_leaves_the_old_picture_and_its_note(cases_folder, 
     assert rows["anna"]["status"] == "kept"
 
 
-def test_a_lost_worker_costs_its_case_and_not_the_batch(cases_folder, tmp_path, scheduler, monkeypatch):
-    def lost(case, **options):
+def test_a_case_that_no_worker_can_begin_costs_itself_and_not_the_batch(
+    cases_folder, tmp_path, scheduler, monkeypatch
+):
+    def lost(case, *how):
         if case.name == "bert":
-            raise SystemError("killed")
-        return true_one(case, **options)
+            raise ImportError("no such library")
+        return true_one(case, *how)
 
-    true_one = batch._one
-    monkeypatch.setattr(batch, "_one", lost)
+    true_one = many._guarded
+    monkeypatch.setattr(many, "_guarded", lost)
     rows, _ = _run(cases_folder, tmp_path / "out", scheduler)
     assert rows["anna"]["status"] == "done"
-    assert rows["bert"]["status"] == "failed" and rows["bert"]["error"] == "its worker was lost: killed"
+    assert rows["bert"]["status"] == "failed" and rows["bert"]["error"].startswith("no worker could begin it: Im")
 
 
 def test_a_scheduler_that_does_not_answer_is_said(cases_folder, tmp_path):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import pickle
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from helpers_roberta import make_roberta
 from ctvlm_lib import checkpoints, sources, volume
 from ctvlm_lib.encoder.unet import unet
 from ctvlm_lib.errors import BadInput
-from ctvlm_lib.experiments import uvlm, uvlm_real
+from ctvlm_lib.experiments import prepared_arms, uvlm, uvlm_real
 from ctvlm_lib.experiments.uvlm_real_cost import cost
 from ctvlm_lib.experiments.uvlm_real_data import LABELS
 from ctvlm_lib.experiments.uvlm_real_listed import SPLITS, held_out, listed, usable
@@ -282,6 +283,25 @@ def test_volumes_are_read_one_at_a_time_and_moved_with_air_behind(given):
     still, moved = known.pictures([1, 2]), known.pictures([1, 2], np.array([[0, 3, 0], [0, 0, 0]]))
     assert np.array_equal(moved[1], still[1]) and np.array_equal(moved[0, 0, :, 3:], still[0, 0, :, :-3])
     assert np.allclose(moved[0, 0, :, :3], known.as_input(1, np.array(-1000)))
+
+
+def test_workers_of_a_scheduler_make_ready_what_the_arm_then_finds(given, tmp_path):
+    from dask.distributed import LocalCluster
+
+    given = replace(given, prepared=str(tmp_path))
+    cases = prepared_arms.cases_of(CHAIN[-1], given)
+    assert len(cases) == TRAIN + TEST - 1  # one has neither report nor masks
+    assert max(len(case.parts) for case in cases) == 3  # one for each stage
+    assert max(len(pickle.dumps(case)) for case in cases) < 24_000  # not the other scans, too
+    with LocalCluster(processes=False, n_workers=1, dashboard_address=":0", silence_logs=40) as cluster:
+        for status in ("done", "kept"):
+            rows, _ = prepared_arms.prepare_all(CHAIN[-1], given, scheduler=cluster.scheduler_address, say=len)
+            assert {row["status"] for row in rows} == {status}
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
+    for stage, granularity in ((uvlm.SEG, "C+L"), (uvlm.CLS, ""), (uvlm.REP, "")):
+        for known in split_of(given, stage, granularity).values():
+            assert not any(known.prepare(scan)[0] for scan in known.scans)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")} == before
 
 
 def test_a_prepared_file_is_made_anew_when_it_is_cut_short_or_a_mask_changes(given, tmp_path):

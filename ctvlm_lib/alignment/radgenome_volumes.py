@@ -115,6 +115,10 @@ class Volumes:
                     partial.write_text(json.dumps({"of": _stamp(pair), "why": known[0]}), encoding="utf-8")
         return known
 
+    def files(self, pair: Pair) -> list[Path]:
+        """All that is kept of a volume."""
+        return [self._file(pair)]
+
     def bytes_each(self) -> int:
         """Of a volume that is kept."""
         tokens, regions = int(np.prod(self.grid)), len(self.regions)

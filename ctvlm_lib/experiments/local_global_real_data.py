@@ -40,15 +40,20 @@ def read(config: OnRadGenome, given: Sources, home: Path, tell: Tell = lambda li
     share = state.process_index, state.num_processes
     pairs = radgenome_pairs.read(given.folder("ct_rate"), given.folder("radgenome"), config)
     tell("\n".join(note for split in pairs.values() for note in split.notes))
-    encoder = config.shapes
-    size = encoder.config.size_dhw_vox
-    volumes = Volumes(config.regions, size, encoder.grids(size)[0], given.prepared)
+    volumes = volumes_of(config, given)
     if given.prepared:
         pairs = {split: _usable(split, some, volumes, config.workers, share, tell) for split, some in pairs.items()}
     every = [*prompts(), *texts_of(pairs.values())]
     texts = TextVectors.of(every, given.cxr_bert, home / "texts", state.device, tell, share)
     tell(f"{len(texts.number):,} different texts, {texts.too_long:,} of them cut to what the text tower takes")
     return {split: Corpus.of(some, volumes, texts) for split, some in pairs.items()}
+
+
+def volumes_of(config: OnRadGenome, given: Sources) -> Volumes:
+    """What makes an arm's volumes ready, on its encoder's patches."""
+    encoder = config.shapes
+    size = encoder.config.size_dhw_vox
+    return Volumes(config.regions, size, encoder.grids(size)[0], given.prepared)
 
 
 def pace(what: str, count: int, tell: Tell) -> Callable[[int], None]:

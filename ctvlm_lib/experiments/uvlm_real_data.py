@@ -100,6 +100,10 @@ class Store:
         told = self._read(scan, "", lambda file: file.metadata())
         return float(told["mean"]), float(told["std"])
 
+    def files(self, scan: Scan, granularity: str = "") -> list[Path]:
+        """Where a volume is kept, and with a granularity its target."""
+        return [self._file(scan, one) for one in dict.fromkeys(("", granularity))]
+
     def _read(self, scan: Scan, granularity: str, what: Callable):
         path = self._file(scan, granularity)
         try:
@@ -212,6 +216,10 @@ class Volumes:
         except BadInput as problem:
             return str(problem), ()
         return "", ()
+
+    def files(self, scan: Scan) -> list[Path]:
+        """All that is kept of a scan."""
+        return self.store.files(scan, self.granularity)
 
     def blocks(self, size: int) -> Iterator["Volumes"]:
         """The same split in parts of so many scans."""

@@ -2,12 +2,13 @@
 
 import argparse
 import csv
-import sys
 from pathlib import Path
 
+from ctvlm_lib import many
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.prompt import batch
 from ctvlm_lib.prompt.render import KINDS, STYLES, Style, parse_window, render
+from ctvlm_lib.volume.cases import is_batch
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,8 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--no-hu-check", action="store_true", help="accept values that don't look like Hounsfield units"
     )
     parser.add_argument("--force", action="store_true", help="replace existing output")
-    parser.add_argument("--workers", type=int, default=2, help="processes for a batch (default: 2)")
-    parser.add_argument("--scheduler", help="address of a running Dask scheduler, instead of local processes")
+    many.add_arguments(parser)
     parser.add_argument("-o", "--out", type=Path, required=True, help="output file; for png and for a batch, a folder")
 
 
@@ -76,7 +76,7 @@ def command(arguments: argparse.Namespace) -> int:
         arguments.seed,
     )
     names = _names(arguments.names)
-    if arguments.ct.suffix.lower() == ".csv" or (arguments.ct.is_dir() and any(arguments.ct.glob("*/ct.nii.gz"))):
+    if is_batch(arguments.ct):
         return _batch(arguments, style, names)
     if arguments.mask is None or arguments.roi is None:
         raise BadInput(
@@ -101,14 +101,7 @@ def _batch(arguments: argparse.Namespace, style: Style, names) -> int:
         cases, arguments.out, arguments.kind, workers=arguments.workers, scheduler=arguments.scheduler, names=names,
         check=not arguments.no_hu_check, force=arguments.force,
     )  # fmt: skip
-    failed = [row for row in rows if row["status"] == "failed"]
-    print(
-        f"{len(rows) - len(failed)} of {len(rows)} cases rendered into {arguments.out};"
-        f" table: {arguments.out / 'render.csv'}"
-    )
-    for row in failed:
-        print(f"failed: {row['case']}: {row['error']}", file=sys.stderr)
-    return 1 if failed else 0
+    return many.tell(rows, f"rendered into {arguments.out}", arguments.out / batch.TABLE)
 
 
 def _names(text: str | None) -> str | dict[int, str] | None:
