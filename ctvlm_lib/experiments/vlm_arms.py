@@ -3,8 +3,10 @@
 ``vlm-B-contour-small`` is encoder B, blue contours, the smallest decoder with LoRA. Behind the decoder's size may stand
 what else is different: ``-scratch``, a decoder that began with random weights and learnt whole; ``-blind``, a model
 that is shown blank pictures only; a projector of Med3DVLM's ablation; slice attention, ``-SSA`` or ``-MSSA``;
-``-longer``, three times as many steps; ``-patients200``, fewer patients to learn from. Arms that differ in the
-condition alone are trained on the same questions in the same order.
+``-longer``, three times as many steps; ``-patients200``, fewer patients to learn from; ``-distilled``, an epoch more
+beside the large decoder's arm of the same encoder, condition and seed as teacher, which is trained first if it isn't
+there; ``-undistilled``, the same epoch without it. Arms that differ in the condition alone are trained on the same
+questions in the same order.
 """
 
 import time
@@ -40,6 +42,7 @@ from ctvlm_lib.records import protocol
 from ctvlm_lib.records.balance import drawn
 from ctvlm_lib.records.committed import check_committed
 from ctvlm_lib.records.record import Record
+from ctvlm_lib.training_processes import alone
 from ctvlm_lib.vlm import finetune, finetune_saving, ladder, smollm2
 from ctvlm_lib.vlm.feature_cache import FeatureCache
 from ctvlm_lib.vlm.finetune import Finetuning
@@ -50,6 +53,7 @@ from ctvlm_lib.vlm.slice_attention import KINDS
 
 ENCODERS = ("A", "A-continued", "B")
 NO_REGION, BLANK_KEY = "the whole scan", "blank"
+TEACHER, TAUGHT = "vlm-{encoder}-{condition}-large", ("small", "middle")  # who teaches, which decoders are taught
 # for a CPU: 64 + 32 image vectors instead of 256 + 128, and no dropout in the adapters, which is a fifth of a step
 ON_A_CPU = Finetuning(projector="merged", dropout=0.0, projector_steps=60, lora_steps=340, pictures=16)
 VARIANTS: dict[str, dict] = {
@@ -61,16 +65,26 @@ VARIANTS: dict[str, dict] = {
     **{label: {"projector": name} for name, label in IN_THE_PAPER.items()},
     **{kind: {"slice_attention": kind} for kind in KINDS},
     "SSA-as-printed": {"slice_attention": "SSA", "slice_form": "as printed"},
+    "distilled": {"teacher": TEACHER},
+    "undistilled": {"teacher": TEACHER, "distillation_weight": 0.0},
 }
 DECODERS = (*ladder.SIZES, smollm2.ASSET)
 _OF_DECODER = {smollm2.ASSET: {"pictures": 4}}  # a step takes 20 times as long as the ladder's largest
-ARMS = {
-    "-".join(filter(None, ("vlm", encoder, condition, decoder, variant))): replace(
-        ON_A_CPU, encoder=encoder, condition=condition, decoder=decoder, **_OF_DECODER.get(decoder, {}), **changes
-    )
-    for encoder, condition, decoder, (variant, changes) in product(ENCODERS, CONDITIONS, DECODERS, VARIANTS.items())
-    if not (decoder == smollm2.ASSET and changes.get("from_scratch"))
-}
+
+
+def _arms() -> dict[str, Finetuning]:
+    made = {}
+    for encoder, condition, decoder, (variant, changes) in product(ENCODERS, CONDITIONS, DECODERS, VARIANTS.items()):
+        if decoder == smollm2.ASSET and changes.get("from_scratch") or "teacher" in changes and decoder not in TAUGHT:
+            continue
+        config = replace(ON_A_CPU, encoder=encoder, condition=condition, decoder=decoder,
+                         **_OF_DECODER.get(decoder, {}), **changes)  # fmt: skip
+        teacher = config.teacher.format(encoder=encoder, condition=condition)
+        made["-".join(filter(None, ("vlm", encoder, condition, decoder, variant)))] = replace(config, teacher=teacher)
+    return made
+
+
+ARMS = _arms()
 AS_IS = Control(answers.AS_ASKED)
 FEW = (MOVED, REMOVED, RECOLOURED, NEIGHBOUR)  # controls of every size; the smallest is asked under all
 
@@ -93,6 +107,8 @@ def run(
 ) -> dict[str, pd.DataFrame]:
     """Train an arm, store what was trained, ask it everything, and store its answers.
 
+    Its teacher, if it has one, is trained first if it isn't there, and not asked.
+
     Args:
         name: one of ARMS.
         profile: how many patients.
@@ -113,10 +129,13 @@ def run(
     Raises:
         BadInput: no such arm or setting, or a protocol that isn't committed.
     """
+    alone(name)
     config, label = recipe_of(name, seed, changes or {}), label or of_seed(name, seed)
     record = _protocol(splits)
     cohort = cohort or Cohort.of(profile, ("train", *splits))
     target = Path(checkpoint_folder) / label
+    if config.learns_from_teacher and not finetune_saving.find_teacher(config, target.parent, checkpoints.FOLDER):
+        _train_teacher(config, cohort, target.parent, record, folder, progress)
     reader, record = trained(config, cohort, lessons_of(cohort, config), target, record, folder=folder,
                              on_step=on_step, progress=progress)  # fmt: skip
     said, tell = {}, print if progress else None
@@ -146,7 +165,7 @@ def trained(
         config: of the model.
         cohort: with the training patients' scans.
         taught: what is learnt.
-        target: folder of the checkpoint.
+        target: folder of the checkpoint; a teacher lies beside it or among those that ship.
         record: what else its record shall say.
         most: tokens of the reader's open answers.
         folder, on_step, progress: as for :func:`run`.
@@ -156,18 +175,34 @@ def trained(
     """
     started = time.monotonic()
     model, processor = finetune.build(config)
+    record, teacher = dict(record), None
+    if config.learns_from_teacher:
+        teacher, told = finetune_saving.load_teacher(config, model, processor, target.parent, checkpoints.FOLDER)
+        record |= {"teacher": told}
     features = features_of(model, cohort.scans["train"], taught, config)
     ready = time.monotonic()
     curves = finetune.finetune(
-        model, Lessons(processor, taught), features, config, folder=folder, on_step=on_step, progress=progress
-    )
+        model, Lessons(processor, taught), features, config, teacher=teacher, folder=folder, on_step=on_step,
+        progress=progress,
+    )  # fmt: skip
     minutes = {"features": (ready - started) / 60, "training": (time.monotonic() - ready) / 60}
-    record = dict(record) | {"profile": cohort.profile, "seed": config.seed} | checkpoints.circumstances(curves)
+    record |= {"profile": cohort.profile, "seed": config.seed} | checkpoints.circumstances(curves)
     finetune_saving.save(target, model, config, record)
     model, processor, shipped = finetune_saving.load(target)
     reader = VlmReader(model, processor, config.blind, store=assets.cache_dir() / "features", most=most)
     minutes = {part: round(value, 2) for part, value in minutes.items()}
     return reader, record | {"finetuning": asdict(config), "minutes": minutes, "weights": shipped["weights"]}
+
+
+def _train_teacher(
+    config: Finetuning, cohort: Cohort, home: Path, record: Mapping, folder: str | Path | None, progress: bool
+) -> None:
+    """Train the teacher that a recipe names by the teacher's own recipe; of a folder for the student, one beside it."""
+    its, label = recipe_of(config.teacher, config.seed), of_seed(config.teacher, config.seed)
+    if progress:
+        print(f"{label}, the teacher, has no checkpoint here; it is trained first, and isn't asked anything")
+    way = Path(folder).parent / label if folder else None
+    trained(its, cohort, lessons_of(cohort, its), home / label, record, folder=way, progress=progress)
 
 
 def recipe_of(name: str, seed: int = 0, changes: Mapping | None = None) -> Finetuning:

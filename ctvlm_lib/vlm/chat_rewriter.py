@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ctvlm_lib import assets
+from ctvlm_lib.damaged import NOT_JSON
 from ctvlm_lib.errors import BadInput, atomic_path
 from ctvlm_lib.vlm import smollm2
 from ctvlm_lib.vlm.smollm2 import Chat
@@ -107,6 +108,6 @@ def _read(path: Path) -> dict[str, str]:
     """What was rewritten before; nothing if there is no file or it is damaged."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, *NOT_JSON):
         return {}
     return content if isinstance(content, dict) else {}

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ctvlm_lib.damaged import NOT_JSON
 from ctvlm_lib.errors import BadInput, atomic_path
 from ctvlm_lib.vlm.features import Features
 from ctvlm_lib.vlm.model import CtvlmModel
@@ -131,7 +132,7 @@ class FeatureCache:
                 about = file.metadata()
                 tensors = [file.get_tensor(name) for name in _TENSORS]
                 return cls(tuple(json.loads(about["keys"])), *tensors, about["source"])
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        except (OSError, SafetensorError, KeyError, TypeError, *NOT_JSON) as error:
             raise BadInput(
                 f"{path.name} can't be read as features ({type(error).__name__}); compute them again"
             ) from None

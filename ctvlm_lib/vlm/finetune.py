@@ -1,5 +1,7 @@
 """Training of a vision–language model: first the projector alone, then LoRA beside a frozen decoder.
 
+Where a teacher is named, an epoch of distillation follows, see :mod:`ctvlm_lib.vlm.distillation`.
+
 The encoder never learns; what it makes of each picture is read from a :class:`FeatureCache`. "From scratch" is another
 thing, and isn't called LoRA: the decoder begins with random weights and all of it learns.
 
@@ -7,7 +9,7 @@ Source: med3dvlm.txt §3.3 and §3.4 (the two stages), contour.txt §3.2 and §4
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -17,10 +19,10 @@ from ctvlm_lib import checkpoints
 from ctvlm_lib.encoder import frozen
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.training import Curve, Step, Training, train
-from ctvlm_lib.vlm import smollm2
+from ctvlm_lib.vlm import distillation, smollm2
 from ctvlm_lib.vlm.config import CtvlmConfig
 from ctvlm_lib.vlm.feature_cache import FeatureCache
-from ctvlm_lib.vlm.finetune_loss import answer_loss
+from ctvlm_lib.vlm.finetune_loss import loss_of_step
 from ctvlm_lib.vlm.lessons import Lessons
 from ctvlm_lib.vlm.lora import with_lora
 from ctvlm_lib.vlm.model import CtvlmModel
@@ -60,6 +62,11 @@ class Finetuning:
         focal_gamma: γ of the focal loss on closed answers, which then has a mean of its own beside that of the open
             ones; None takes one mean negative log-likelihood over all answers' tokens.
         l2: λ of the penalty on LoRA's matrices.
+        teacher: name of the finetuned model, without its seed, that is distilled from behind the last stage; "" for
+            none. That of the same seed is taken.
+        distillation_weight: of the contrastive loss beside that on answers; 0 leaves the latter alone: what the epoch
+            does without a teacher.
+        distillation_loss: "SigLIP" or "InfoNCE". distillation_steps: 0 takes one epoch.
         weight_decay, precision, checkpoint_every: of :class:`ctvlm_lib.training.Training`.
         variant: of a released DCFormer; "" takes a shipped encoder.
         size_dhw_vox, scale: of the volumes, see :class:`ctvlm_lib.vlm.image.ImageInput`.
@@ -93,6 +100,10 @@ class Finetuning:
     from_scratch: bool = False
     focal_gamma: float | None = None
     l2: float = 0.0
+    teacher: str = ""
+    distillation_weight: float = 0.1
+    distillation_loss: str = distillation.SIGLIP
+    distillation_steps: int = 0
     weight_decay: float = 0.02
     precision: str = "no"
     checkpoint_every: int = 100
@@ -111,6 +122,19 @@ class Finetuning:
         if self.from_scratch and self.decoder == smollm2.ASSET:
             raise BadInput("smollm2 is there because it was pretrained; train a size of the ladder from scratch")
 
+        if min(self.distillation_weight, self.distillation_steps) < 0:
+            raise BadInput("distillation_weight and distillation_steps must not be negative")
+        if self.distillation_loss not in distillation.STARTS:
+            known = ", ".join(map(repr, distillation.STARTS))
+            raise BadInput(f"distillation_loss is {self.distillation_loss!r}; choose one of {known}")
+        if self.learns_from_teacher and self.pictures < 2:
+            raise BadInput("a step of distillation tells its questions apart; set pictures to 2 or more")
+
+    @property
+    def learns_from_teacher(self) -> bool:
+        """Whether there is a teacher whose states count."""
+        return bool(self.teacher) and self.distillation_weight > 0
+
     @classmethod
     def from_dict(cls, content: Mapping) -> "Finetuning":
         """Read what ``dataclasses.asdict`` gave, also after JSON made tuples into lists.
@@ -125,19 +149,26 @@ class Finetuning:
 
     def stages(self) -> tuple[tuple[str, Training], ...]:
         """Stages in their order: what learns, and how."""
-        shared = {
-            "weight_decay": self.weight_decay, "precision": self.precision, "seed": self.seed,
-            "checkpoint_every": self.checkpoint_every,
-        }  # fmt: skip
         if self.from_scratch:
-            return ((ALL, Training(self.projector_steps + self.lora_steps, self.lora_lr, **shared)),)
+            return ((ALL, self._training(self.projector_steps + self.lora_steps, self.lora_lr, self.seed)),)
         planned = ((PROJECTOR, self.projector_steps, self.projector_lr), (LORA, self.lora_steps, self.lora_lr))
         # the second stage draws other questions than the first
         return tuple(
-            (stage, replace(Training(steps, lr, **shared), seed=2 * self.seed + turn))
+            (stage, self._training(steps, lr, 2 * self.seed + turn))
             for turn, (stage, steps, lr) in enumerate(planned)
             if steps
         )
+
+    def distillation(self, pictures: int) -> Training:
+        """How the teacher's stage is trained, of so many pictures."""
+        steps = self.distillation_steps or distillation.steps_of_an_epoch(pictures, self.pictures)
+        return self._training(steps, self.lora_lr, self.seed)
+
+    def _training(self, steps: int, lr: float, seed: int) -> Training:
+        return Training(
+            steps, lr, weight_decay=self.weight_decay, precision=self.precision, seed=seed,
+            checkpoint_every=self.checkpoint_every,
+        )  # fmt: skip
 
 
 def build(config: Finetuning, folder: str | Path = checkpoints.FOLDER) -> tuple[CtvlmModel, CtvlmProcessor]:
@@ -198,6 +229,7 @@ def finetune(
     features: FeatureCache,
     config: Finetuning,
     *,
+    teacher: CtvlmModel | None = None,
     folder: str | Path | None = None,
     on_step: Callable[[dict[str, float]], None] | None = None,
     stop: Callable[[CtvlmModel, dict[str, float]], bool] | None = None,
@@ -209,9 +241,10 @@ def finetune(
         model: trained in place; its decoder is peft's afterwards, unless it is from scratch.
         lessons: what is learnt. features: of all their pictures.
         config: the one that the model was built by.
+        teacher: the one that it names, see :func:`ctvlm_lib.vlm.finetune_saving.load_teacher`.
         folder: for checkpoints on the way; a run that was killed goes on from there, with the same losses.
         on_step: called with each row of the curves.
-        stop: (model, row of the last stage) → whether to end it, see
+        stop: (model, row of the last stage, a teacher's not counted) → whether to end it, see
             :class:`ctvlm_lib.vlm.finetune_loss.Patience`.
         progress: print a line now and then, with an estimate of the time left.
 
@@ -219,24 +252,17 @@ def finetune(
         Stage → its curve, see :func:`ctvlm_lib.training.train`.
 
     Raises:
-        BadInput: as ``train``, or a picture whose features aren't kept.
+        BadInput: as ``train``, a picture whose features aren't kept, or a teacher that is named and not given.
     """
+    if config.learns_from_teacher and teacher is None:
+        raise BadInput(f"the teacher {config.teacher} wasn't given; load it with finetune_saving.load_teacher")
     lost = [row.key for row in lessons.rows if row.key not in features]
     if lost:
         raise BadInput(f"{lost[0]} isn't among the {len(features)} kept pictures; encode it, too")
 
     def loss(network: CtvlmModel, step: Step) -> dict[str, Tensor]:
-        drawn = step.mine(lessons.draw(step.rng("pictures"), config.pictures, config.words))
-        device = network.get_input_embeddings().weight.device
-        parts: dict[str, Tensor] = {}
-        for is_report in (False, True):  # apart, as the others would be padded to a report's length
-            some = [one for one in drawn if is_report == any(words.report for words in one.words)]
-            if some:
-                kept = features.take([one.key for one in some], device)
-                options = () if is_report else (config.focal_gamma, config.l2)
-                found = answer_loss(network, lessons.pack(some).to(device), kept, *options)
-                parts |= {"report": config.report_weight * found["nll"]} if is_report else found
-        return parts
+        batch = lessons.draw(step.rng("pictures"), config.pictures, config.words)
+        return loss_of_step(network, lessons, features, batch, step, config)
 
     curves: dict[str, Curve] = {}
     stages = config.stages()
@@ -246,6 +272,11 @@ def finetune(
         curves[stage] = train(
             model, loss, settings, folder=Path(folder) / stage.replace(" ", "-") if folder else None,
             on_step=on_step, progress=progress, stop=ends,
+        )  # fmt: skip
+    if config.teacher:
+        curves[distillation.DISTILLATION] = distillation.distill(
+            model, teacher if config.learns_from_teacher else None, lessons, features, config,
+            folder=Path(folder) / distillation.DISTILLATION if folder else None, on_step=on_step, progress=progress,
         )  # fmt: skip
     return curves
 

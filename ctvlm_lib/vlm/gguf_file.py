@@ -48,9 +48,23 @@ def read(path: str | Path) -> Gguf:
     if begins != MAGIC:
         raise BadInput(f"{path.name} begins with {begins!r}, not {MAGIC!r}; give a GGUF file")
     try:
-        reader = gguf.GGUFReader(path)
+        reader = _reader()(path)
         values = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("GGUF.")}
         tensors = {t.name: np.array(gguf.quants.dequantize(t.data, t.tensor_type)) for t in reader.tensors}
     except (ValueError, IndexError, KeyError, TypeError, UnicodeDecodeError, OverflowError, MemoryError) as error:
         raise BadInput(f"{path.name} is cut off or damaged ({error}); fetch it again") from error
     return Gguf(values, tensors)
+
+
+def _reader() -> type:
+    """The package's reader, which by itself reads nothing behind the file's end, and that 2⁶³ times if told so."""
+    import gguf
+
+    class Reader(gguf.GGUFReader):
+        def _get(self, offset, dtype, count=1, *args, **options):
+            found = super()._get(offset, dtype, count, *args, **options)
+            if len(found) < count:
+                raise IndexError(f"it ends before byte {offset}")
+            return found
+
+    return Reader

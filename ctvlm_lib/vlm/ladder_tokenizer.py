@@ -13,6 +13,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerFast
 
 from ctvlm_lib import checkpoints
+from ctvlm_lib.damaged import NOT_JSON
 from ctvlm_lib.errors import BadInput, atomic_path
 from ctvlm_lib.vlm.processor import PLACEHOLDER
 
@@ -77,7 +78,10 @@ def load_tokenizer(folder: str | Path = checkpoints.FOLDER) -> PreTrainedTokeniz
     home = Path(folder) / NAME
     if tokenizer_hash(folder) != tokenizer_record(folder).get("sha256"):
         raise BadInput(f"{NAME}/{FILE} isn't the file that {RECORD} describes; restore both, or train again")
-    return PreTrainedTokenizerFast.from_pretrained(home, local_files_only=True)
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(home, local_files_only=True)
+    except Exception as error:  # the tokenizers package raises a plain Exception
+        raise BadInput(f"{NAME} can't be read ({type(error).__name__}); restore it, or train again") from error
 
 
 def tokenizer_record(folder: str | Path = checkpoints.FOLDER) -> dict:
@@ -88,9 +92,12 @@ def tokenizer_record(folder: str | Path = checkpoints.FOLDER) -> dict:
     """
     path = Path(folder) / NAME / RECORD
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, *NOT_JSON) as error:
         raise BadInput(f"{NAME}/{RECORD} can't be read ({type(error).__name__}); restore it, or train again") from None
+    if not isinstance(content, dict):
+        raise BadInput(f"{NAME}/{RECORD} holds no record; restore it, or train again")
+    return content
 
 
 def tokenizer_hash(folder: str | Path = checkpoints.FOLDER) -> str:

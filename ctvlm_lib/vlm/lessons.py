@@ -8,7 +8,7 @@ No question sees another, and each has the positions that it has alone; so the l
 (a test compares), at about a third of the price, as the image is read once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -118,7 +118,15 @@ class Lessons:
             pictures: how many, different ones while there are enough.
             words: room for a picture's questions and answers, plainly worded, tokens; one question fits always.
         """
-        chosen = rng.choice(len(self.rows), pictures, replace=pictures > len(self.rows))
+        return self.asked(rng.choice(len(self.rows), pictures, replace=pictures > len(self.rows)), rng, words)
+
+    def asked(self, chosen: Iterable[int], rng: np.random.Generator, words: int) -> list[Drawn]:
+        """Chosen pictures, by their numbers, each with as many of its questions as there is room for, in random order.
+
+        Args:
+            chosen: numbers of rows; one may stand several times.
+            rng, words: as for :meth:`draw`.
+        """
         drawn = []
         for k in chosen:
             key, asked = self.rows[k]

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ctvlm_lib.damaged import NOT_JSON
 from ctvlm_lib.encoder import frozen
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.vlm.saving import into_folder
@@ -179,7 +180,7 @@ def load_adapter(decoder: nn.Module, folder: str | Path, trainable: bool = False
     try:
         saved = json.loads((folder / BASE_FILE).read_text(encoding="utf-8"))
         also = load_file(str(folder / ALSO_FILE)) if (folder / ALSO_FILE).is_file() else {}
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, *NOT_JSON, SafetensorError) as error:
         raise BadInput(
             f"the adapter in {folder} can't be read ({type(error).__name__}); give a folder that save_adapter wrote"
         ) from error

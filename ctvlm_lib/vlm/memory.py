@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from transformers import AttentionInterface, AutoModelForCausalLM, Qwen2Config
+from transformers import AttentionInterface, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, Qwen2Config
 
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.vlm.lora import with_lora
@@ -58,6 +58,18 @@ def cache_bytes(config: Qwen2Config, tokens: int) -> int:
     """Keys and values that a decoder keeps while it answers one question, in 16 bits; ``tokens`` with the image's."""
     head = config.hidden_size // config.num_attention_heads
     return 2 * config.num_hidden_layers * config.num_key_value_heads * head * tokens * IN_16_BITS
+
+
+def with_layers(config: PretrainedConfig, layers: int) -> PretrainedConfig:
+    """The same decoder's configuration with another number of layers; the given one stays as it is."""
+    return type(config).from_dict(config.to_dict() | {"num_hidden_layers": layers, "layer_types": None})
+
+
+def recompute(decoder: PreTrainedModel) -> None:
+    """Let a decoder keep each layer's input alone for the backward pass, and compute the rest again."""
+    # transformers is about to rename it
+    enable = getattr(decoder, "activation_checkpointing_enable", None) or decoder.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 def memory_table(batch: int = 4, length: int = 384, rank: int = 16) -> "pandas.DataFrame":
@@ -141,9 +153,8 @@ def _attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mas
 def _kept(config: Qwen2Config, layers: int, batch: int, length: int, rank: int, checkpointing: bool) -> dict[str, int]:
     """The same for a decoder of so many layers; what is kept twice counts once."""
     decoder = _shapes(config, layers, rank)
-    if checkpointing:  # transformers is about to rename it
-        enable = getattr(decoder, "activation_checkpointing_enable", None) or decoder.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
+    if checkpointing:
+        recompute(decoder)
     weights = {tensor.untyped_storage() for tensor in (*decoder.parameters(), *decoder.buffers())}
     sizes = {"all": {}, "logits": {}}
 
@@ -166,9 +177,8 @@ def _kept(config: Qwen2Config, layers: int, batch: int, length: int, rank: int, 
 def _shapes(config: Qwen2Config, layers: int, rank: int) -> nn.Module:
     """A decoder with adapters, in training, without numbers."""
     AttentionInterface.register(ATTENTION, _attention)
-    few = Qwen2Config.from_dict(config.to_dict() | {"num_hidden_layers": layers, "layer_types": None})
     with torch.device("meta"):
-        decoder = AutoModelForCausalLM.from_config(few, attn_implementation=ATTENTION)
+        decoder = AutoModelForCausalLM.from_config(with_layers(config, layers), attn_implementation=ATTENTION)
     return with_lora(decoder, rank).to(torch.bfloat16).train()
 
 

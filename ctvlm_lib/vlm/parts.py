@@ -66,9 +66,9 @@ def from_hub(name: str, dtype: torch.dtype) -> "tuple[PreTrainedModel, PreTraine
     """
     from transformers import AutoModelForCausalLM
 
-    try:
+    try:  # transformers, safetensors and tokenizers raise kinds of their own, or a plain Exception
         decoder = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BadInput(f"{name} can't be had as a language model ({reason}); give its folder or repository") from error
     return decoder.eval(), tokenizer_of(name)
@@ -84,6 +84,6 @@ def tokenizer_of(name: str) -> "PreTrainedTokenizerBase":
 
     try:  # Med3DVLM's config.json names a model that transformers doesn't know; a tokenizer needs none of it
         return AutoTokenizer.from_pretrained(name, config=PretrainedConfig(), trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BadInput(f"{name} holds no tokenizer ({reason}); give the folder or repository that has it") from error

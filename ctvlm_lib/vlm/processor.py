@@ -238,7 +238,9 @@ class CtvlmProcessor:
             raise BadInput(
                 f"{folder} holds no {FILE}; give a folder that CtvlmProcessor.save_pretrained wrote"
             ) from None
-        except (OSError, json.JSONDecodeError, TypeError) as error:
+        except BadInput:
+            raise
+        except Exception as error:  # the tokenizers package raises a plain Exception
             raise BadInput(f"{path} can't be read as a processor ({type(error).__name__}); save it again") from None
 
     def _ids(self, text: str) -> list[int]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from ctvlm_lib.encoder.checks import refuse_non_finite
+from ctvlm_lib.encoder.checks import NOT_A_MODEL, refuse_non_finite
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.vlm.config import CtvlmConfig, count_image_tokens, decoder_config
 from ctvlm_lib.vlm.model import CtvlmModel
@@ -73,8 +73,14 @@ def load_released(
     if config.tied and HEAD not in tensors and EMBEDDINGS in tensors:
         tensors[HEAD] = tensors[EMBEDDINGS]
         ignored[HEAD] = "not in the file: the decoder writes with its embeddings"
-    with torch.device("meta"):
-        wanted = CtvlmModel(config).state_dict()
+    try:
+        with torch.device("meta"):
+            wanted = CtvlmModel(config).state_dict()
+    except BadInput:
+        raise
+    except NOT_A_MODEL as error:
+        raise BadInput(f"config.json of {path.name} describes no decoder that can be built ({type(error).__name__});"
+                       " restore it") from error  # fmt: skip
     fit = Fit.of(tensors, wanted, ignored, renamed)
     if not fit.complete:
         raise BadInput(f"{path.name} doesn't fit this model; {_advice(tensors, config)}\n{fit.table()}")
@@ -126,7 +132,7 @@ def _qwen(path: Path) -> PretrainedConfig:
         content = json.loads(file.read_text(encoding="utf-8"))
         known = {*Qwen2Config().to_dict(), "rope_theta", "rope_scaling"} - {"model_type", "dtype", "architectures"}
         return Qwen2Config(**{name: value for name, value in content.items() if name in known})
-    except (OSError, json.JSONDecodeError) as error:
+    except NOT_A_MODEL as error:
         raise BadInput(
             f"no configuration of the decoder in {file} ({type(error).__name__}); give it with decoder=, for example"
             " transformers.AutoConfig.from_pretrained of Qwen2.5-7B-Instruct"

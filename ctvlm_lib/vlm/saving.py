@@ -6,11 +6,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ctvlm_lib.encoder.checks import refuse_non_finite
+from ctvlm_lib.encoder.checks import NOT_A_MODEL, refuse_non_finite
 from ctvlm_lib.errors import BadInput, atomic_path
 
 
@@ -92,7 +91,9 @@ class SavedModel(PreTrainedModel):
             raise BadInput(f"{folder} holds no config.json; give a folder that save_pretrained wrote")
         try:
             model, info = super().from_pretrained(folder, *args, output_loading_info=True, **options)
-        except (OSError, SafetensorError) as error:
+        except BadInput:
+            raise
+        except NOT_A_MODEL as error:
             raise BadInput(f"{folder} can't be read as a model ({type(error).__name__}); save it again") from error
         absent = sorted(map(str, info["missing_keys"])) + sorted(map(str, info["mismatched_keys"]))
         if absent:

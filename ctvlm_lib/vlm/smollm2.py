@@ -53,6 +53,15 @@ def load(
     read = gguf_file.read(assets.path(f"{ASSET}/{FILE}") if path is None else path)
     if read.values.get("general.architecture") != "llama":
         raise BadInput(f"the GGUF file holds a {read.values.get('general.architecture')}; give one with a Llama")
+    try:
+        return _built(read, dtype)
+    except BadInput:
+        raise
+    except Exception as error:  # values of another kind: transformers and tokenizers raise kinds of their own
+        raise BadInput(f"the GGUF file's values make no Llama ({type(error).__name__}); give another one") from error
+
+
+def _built(read: gguf_file.Gguf, dtype: torch.dtype | None) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     dtype = dtype or (torch.bfloat16 if computes_bf16(torch.device("cpu")) else torch.float32)
     config = config_of(read.values, tied="output.weight" not in read.tensors)
     state = {name: torch.from_numpy(array) for name, array in renamed(read.tensors, config).items()}
