@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from ctvlm_lib import cost
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.run import check_profile, check_seed, run_folder
 
@@ -28,9 +29,10 @@ that it begins with are trained first:
   ctvlm arm uvlm-rep-CL-cls-skip-abdomen --profile paper --sources FILE
 
 several GPUs, or several processes on a CPU (an ordinary `accelerate launch --cpu` starts one process only):
-  accelerate launch --multi_gpu --num_processes 8 -m ctvlm_lib arm NAME …
-  ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 -m ctvlm_lib arm NAME …
-a step's batch is shared by the processes; the same command with the same number of them goes on where it stopped.
+  accelerate launch --config_file "$(python -m ctvlm_lib.launch ddp)" -m ctvlm_lib arm NAME …
+  ACCELERATE_USE_CPU=true accelerate launch --config_file "$(python -m ctvlm_lib.launch cpu_pair)" -m ctvlm_lib arm …
+a step's batch is shared by the processes; the same command goes on where it stopped. Encoders' arms and those of
+profile paper can be trained so; the others are small, and refuse it.
 """
 
 
@@ -61,7 +63,8 @@ vlm-ENCODER-CONDITION-DECODER[-VARIANT], e.g. vlm-B-contour-small: a vision-lang
                      ENCODER A, A-continued, B; CONDITION none, contour, box, dual;
                      DECODER small, middle, large, smollm2;
                      VARIANT scratch, blind, longer, patients100, patients200, patients400, a projector: 2xMLP,
-                     2xMLP-H, 1xMLP-Mixer-H, 2xMLP-Mixer-H, or slice attention: SSA, MSSA, SSA-as-printed"""
+                     2xMLP-H, 1xMLP-Mixer-H, 2xMLP-Mixer-H, slice attention: SSA, MSSA, SSA-as-printed, or of small and
+                     middle distilled, from the large decoder, undistilled, the same epoch without it"""
 NAMES = {"size_dhw_vox": "size", "train_text": "textTrained"}  # in a folder's name
 
 
@@ -86,6 +89,8 @@ def command(args: argparse.Namespace) -> int:
     """Run ``ctvlm arm``; what is finished is kept, and the same command goes on from there."""
     check_profile(args.profile)
     check_seed(args.seed)
+    if args.name == cost.ARM:
+        return _cost(args)
     from ctvlm_lib.alignment import arms
     from ctvlm_lib.experiments import chat_arms, local_global, predicted_prompts, probes, uvlm
 
@@ -101,6 +106,7 @@ def command(args: argparse.Namespace) -> int:
         for name, stage in uvlm.ARMS.items():
             print(f"{name:20} U-VLM, {uvlm.described(stage)}")
         print(f"{predicted_prompts.NAME:20} shipped prompted models, with prompts on masks that U-VLM's stage 1 finds")
+        print(f"{cost.ARM:20} time and memory of the papers' decoders and of the encoder, measured on a GPU")
         print(PATTERNS)
         return 0
     if args.name in probes.PROBES:
@@ -122,7 +128,8 @@ def command(args: argparse.Namespace) -> int:
     if args.name not in arms.ARMS:
         patterns = ("readout-ENCODER-CONDITION", "vlm-ENCODER-CONDITION-DECODER[-VARIANT]",
                     "DATA-CONDITION-DECODER[-PROJECTOR] (profile paper)")  # fmt: skip
-        there = (*arms.ARMS, *probes.PROBES, *local_global.ARMS, *chat_arms.ARMS, *uvlm.ARMS, predicted_prompts.NAME)
+        there = (*arms.ARMS, *probes.PROBES, *local_global.ARMS, *chat_arms.ARMS, *uvlm.ARMS, predicted_prompts.NAME,
+                 cost.ARM)  # fmt: skip
         there += patterns
         raise BadInput(f"no arm is called {args.name!r}; there are: {', '.join(there)}")
     home, changes = run_folder(args.profile, args.out), _changes(args)
@@ -315,6 +322,14 @@ def _predicted(args: argparse.Namespace) -> int:
     print(lost[["condition", "stratum", "masks", "questions", "accuracy", "less than true", "not drawn"]].to_string())
     print(f"closed accuracy on test; answers in {home / 'results' / predicted_prompts.of_seed(args.name, args.seed)}")
     return 0
+
+
+def _cost(args: argparse.Namespace) -> int:
+    """Measure time and memory on a GPU; PyTorch, transformers and peft are enough."""
+    from ctvlm_lib.cost import gpu
+
+    _only(args)
+    return gpu.command(args.seed, args.profile, args.out)
 
 
 def _described(arm) -> str:

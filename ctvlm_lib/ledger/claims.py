@@ -15,12 +15,14 @@ One sentence that can be read in several ways has a row for each reading. Values
 import csv
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ctvlm_lib.alignment.arm_tables import RESULTS
+from ctvlm_lib.damaged import NOT_JSON
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.ledger import contrasts
 from ctvlm_lib.ledger.published import PAPERS
@@ -119,7 +121,7 @@ def load(path: str | Path = PATH) -> tuple[Claim, ...]:
     try:
         with open(path, newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, csv.Error) as error:
         raise BadInput(f"{path.name} can't be read as claims ({error}); restore it") from None
     if not rows or any(list(row) != columns or None in row.values() for row in rows):
         raise BadInput(f"{path.name} has other columns than {', '.join(columns)}; write one row for each claim")
@@ -179,19 +181,22 @@ def measurements(path: str | Path = RECORD) -> dict[str, dict]:
         found = json.loads(path.read_text(encoding="utf-8"))["measured"]
         return {name: {"value": float(m["value"]), "unit": str(m["unit"]), "hardware": str(m["hardware"])}
                 for name, m in found.items()}  # fmt: skip
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, KeyError, TypeError, AttributeError, *NOT_JSON) as error:
         raise BadInput(
             f"{path.name} doesn't hold measurements ({type(error).__name__}: {error}); give"
             ' {"measured": {name: {"value": …, "unit": …, "hardware": …}}}, or remove it'
         ) from None
 
 
-def table(paper: str = "", record: str | Path = RECORD) -> "pandas.DataFrame":
+def table(
+    paper: str = "", record: str | Path = RECORD, chosen: Callable[[Claim], bool] | None = None
+) -> "pandas.DataFrame":
     """All claims with ours beside them, in the file's order.
 
     Args:
         paper: one of ``published.PAPERS``; "" takes all.
         record: see :func:`check`.
+        chosen: takes only the claims for which it is true; the others aren't computed.
 
     Raises:
         BadInput: no such paper.
@@ -202,7 +207,7 @@ def table(paper: str = "", record: str | Path = RECORD) -> "pandas.DataFrame":
         raise BadInput(f"no paper is called {paper!r}; choose one of {', '.join(PAPERS)}")
     rows = []
     for claim in load():
-        if paper in ("", claim.paper):
+        if paper in ("", claim.paper) and (chosen is None or chosen(claim)):
             found = check(claim, record)
             rows.append(
                 {"paper": claim.paper, "section": claim.section, "claim": claim.quantity, "value": claim.value,

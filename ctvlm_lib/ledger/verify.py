@@ -18,7 +18,7 @@ from ctvlm_lib.experiments import answers, asked, chat_tables, predicted_prompts
 from ctvlm_lib.experiments import uvlm as staged
 from ctvlm_lib.experiments.answers import AS_ASKED
 from ctvlm_lib.experiments.asked import Asked
-from ctvlm_lib.ledger import chat, local_global, record_checks, stored_tables, sums, uvlm
+from ctvlm_lib.ledger import chat, claims, local_global, record_checks, stored_tables, sums, uvlm
 from ctvlm_lib.ledger.record_checks import Under
 
 SPLITS = ("validation", "test")
@@ -149,6 +149,9 @@ def _look(path: Path, found: Folder, against: Against) -> None:
         _own_protocol(path, found, against, uvlm)
         found.holds = f"{found.table.count(chr(10)) - 1} measures of an arm of U-VLM"
         return
+    if name_and_seed(path.name)[0] == claims.RECORD.parent.name:
+        _measurements(path, found)
+        return
     said = [split for split in SPLITS if (path / f"{split}.npz").is_file()]
     retrieval = (path / PREDICTIONS).is_file()
     if not (path / record_checks.NAME).is_file():
@@ -167,6 +170,19 @@ def _look(path: Path, found: Folder, against: Against) -> None:
             _masks(path, found, against)
     else:
         _recalls(path, found)
+
+
+def _measurements(path: Path, found: Folder) -> None:
+    """What the arm of cost measured on a GPU; it has no protocol and no predictions."""
+    found.record, told = record_checks.read(path)
+    lacks = [field for field in ("profile", "hardware", "versions") if not found.record.get(field)]
+    found.problems += told or [f"{record_checks.NAME}: lacks {field}" for field in lacks]
+    if found.record.get("seed") != name_and_seed(path.name)[1]:
+        found.problems.append(f"{record_checks.NAME}: its seed isn't the one that the folder's name says")
+    if not found.record.get("finished"):
+        found.problems.append(f"{record_checks.NAME}: the measurement was cut short; run it again")
+    found.notes += record_checks.circumstances(found.record)
+    found.holds = f"{len(claims.measurements(path / record_checks.NAME))} measurements of time and memory"
 
 
 def _local_global(path: Path, found: Folder, against: Against) -> None:
