@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ctvlm_lib.damaged import NOT_JSON
 from ctvlm_lib.errors import BadInput, atomic_path
 from ctvlm_lib.run import PROJECT, commit, package_version
 
@@ -24,8 +25,8 @@ WEIGHTS, RECORD = "model.safetensors", "record.json"
 
 
 def names(folder: str | Path = FOLDER) -> list[str]:
-    """Names of the checkpoints that are there."""
-    return sorted(path.parent.name for path in Path(folder).glob(f"*/{RECORD}"))
+    """Names of the checkpoints that are there; what a killed training left half-written begins with a dot."""
+    return sorted(path.parent.name for path in Path(folder).glob(f"[!.]*/{RECORD}"))
 
 
 def save(name: str, tensors: "dict[str, torch.Tensor]", record: dict, folder: str | Path = FOLDER) -> Path:
@@ -93,7 +94,7 @@ def record(name: str, folder: str | Path = FOLDER) -> dict:
     except OSError:
         there = ", ".join(names(folder)) or "none"
         raise BadInput(f"there is no checkpoint {name!r}; there are: {there}") from None
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (KeyError, TypeError, *NOT_JSON) as error:
         raise BadInput(f"{name}/{RECORD} can't be read ({type(error).__name__}); restore it, or train again") from None
     return content
 

@@ -14,6 +14,10 @@ class BadInput(ValueError):
     The command line prints it as ``ctvlm: <message>`` and exits with code 2.
     """
 
+    def __str__(self) -> str:
+        """The message, with "?" for halves of surrogate pairs, which files may hold and no terminal shows."""
+        return super().__str__().encode("utf-8", "replace").decode("utf-8")
+
 
 @contextmanager
 def atomic_path(final: str | Path) -> Iterator[Path]:
@@ -42,8 +46,9 @@ def atomic_path(final: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         if temporary.is_dir() and final.is_dir():
-            shutil.rmtree(final)
-        os.replace(temporary, final)
+            _exchange(temporary, final)
+        else:
+            os.replace(temporary, final)
     except OSError as error:
         _remove(temporary)
         if error.filename is None and error.errno is None:
@@ -54,6 +59,18 @@ def atomic_path(final: str | Path) -> Iterator[Path]:
     except BaseException:
         _remove(temporary)
         raise
+
+
+def _exchange(temporary: Path, final: Path) -> None:
+    """Put a folder in the place of another one; a kill leaves the old, the new or none, never a part of one."""
+    old = final.parent / f".{secrets.token_hex(4)}.partial.{final.name}"
+    os.replace(final, old)
+    try:
+        os.replace(temporary, final)
+    except OSError:
+        os.replace(old, final)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _remove(path: Path) -> None:

@@ -4,6 +4,7 @@ A process of its own for each notebook gives its peak memory, and lets the runne
 The job is a JSON file; the outcome is written beside it as ``<job>.outcome.json``.
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -112,7 +113,8 @@ def _end_with_parent() -> None:
     while os.read(0, 1):  # not sys.stdin: a thread waiting in it disturbs the interpreter's shutdown
         pass
     for process in psutil.Process().children(recursive=True):
-        process.kill()
+        with contextlib.suppress(psutil.Error):  # one that has just ended by itself must not save the others
+            process.kill()
     os._exit(1)
 
 

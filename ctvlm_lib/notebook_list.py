@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ctvlm_lib.damaged import NOT_JSON
 from ctvlm_lib.errors import BadInput
 
 
@@ -71,7 +72,7 @@ def find_notebooks(folder: Path) -> list[Notebook]:
             content = json.loads(path.read_text(encoding="utf-8"))
             notebook = Notebook(path.resolve(), {"metadata": content.get("metadata", {}), "cells": content["cells"]})
             _ = notebook.parameter_names, notebook.title  # what can't be read shall be said before anything runs
-        except (OSError, ValueError, KeyError, AttributeError, SyntaxError) as error:
+        except (OSError, KeyError, AttributeError, TypeError, SyntaxError, *NOT_JSON) as error:
             raise BadInput(f"{path.name} can't be read as a notebook ({error}); restore it or move it away") from error
         earlier = [other.number for other in notebooks]
         if notebook.number in earlier:

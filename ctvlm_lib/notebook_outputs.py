@@ -5,7 +5,10 @@ import json
 import shutil
 from pathlib import Path
 
+from ctvlm_lib.damaged import NOT_JSON
 from ctvlm_lib.run import file_hash, write_json
+
+HALF_WRITTEN = ".*partial.*"  # names of errors.atomic_path and of folders that a model is written into
 
 
 def executed_path(folder: Path, name: str) -> Path:
@@ -28,7 +31,8 @@ def outputs(folder: Path, number: str, own_folder: bool = True) -> list[Path]:
 
 def tables(folder: Path, number: str) -> dict[str, str]:
     """Return the hash of every table of a notebook, {path in the run's folder: sha256}."""
-    return {f"tables/{path.name}": file_hash(path) for path in sorted(folder.glob(f"tables/{number}_*.csv"))}
+    there = [path for path in sorted(folder.glob(f"tables/{number}_*.csv")) if path.is_file()]
+    return {f"tables/{path.name}": file_hash(path) for path in there}
 
 
 def remove(folder: Path, number: str, own_folder: bool) -> None:
@@ -59,8 +63,10 @@ def save_state(folder: Path, number: str, key: str, measured: dict) -> dict:
 
 def load_state(folder: Path, number: str) -> dict:
     """Return the state of a notebook's last complete run, ``{}`` if there is none that can be read."""
-    with contextlib.suppress(OSError, ValueError):
-        return json.loads(_state_file(folder, number).read_text(encoding="utf-8"))
+    with contextlib.suppress(OSError, *NOT_JSON):
+        state = json.loads(_state_file(folder, number).read_text(encoding="utf-8"))
+        if isinstance(state, dict) and isinstance(state.get("files"), list) and isinstance(state.get("tables"), dict):
+            return state
     return {}
 
 
@@ -69,15 +75,20 @@ def is_current(folder: Path, number: str, key: str) -> bool:
     state = load_state(folder, number)
     return (
         state.get("key") == key
-        and all((folder / name).exists() for name in state["files"])
+        and all((folder / str(name)).exists() for name in state["files"])
         and tables(folder, number) == state["tables"]
     )
 
 
 def sweep(folder: Path) -> None:
-    """Remove what a killed run left half-written; call it with the folder's lock held."""
-    for partial in [*folder.glob(".*.partial.*"), *folder.glob("*/.*.partial.*")]:
-        shutil.rmtree(partial) if partial.is_dir() else partial.unlink(missing_ok=True)
+    """Remove what a killed run left half-written; call it with the folder's lock held.
+
+    Only where notebooks write: an arm that is being trained writes beside them, and holds no lock.
+    """
+    kinds = ("notebooks", "html", "tables", "figures", "report", "state")
+    places = (".", *kinds, "[0-9][0-9]/**")
+    for partial in sorted({path for place in places for path in folder.glob(f"{place}/{HALF_WRITTEN}")}):
+        shutil.rmtree(partial, ignore_errors=True) if partial.is_dir() else partial.unlink(missing_ok=True)
     shutil.rmtree(folder / "state" / "scratch", ignore_errors=True)
 
 

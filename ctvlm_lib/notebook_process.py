@@ -56,7 +56,7 @@ def _watch(
     # the kernel inherits PYTHONPATH: notebooks find the library whatever the working directory is
     path = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-m", "ctvlm_lib.notebook_execution", str(job_file)]
-    peak = 0
+    peak, family = 0, set()
     with open(log, "wb") as stream:
         child = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=stream, stderr=subprocess.STDOUT, cwd=scratch / "work",
@@ -66,36 +66,46 @@ def _watch(
             while True:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     return child.wait(timeout=SAMPLE_S), peak
-                used = _tree_memory(child.pid)
+                there = _family(child.pid)
+                family.update(there)
+                used = sum(map(_resident, there))
                 peak = max(peak, used)
                 on_tick(used)
         finally:
-            _end(child)
+            _end(child, family)
 
 
-def _tree_memory(pid: int) -> int:
+def _family(pid: int) -> list:
+    """A process and all below it, as psutil knows them."""
     import psutil
 
-    total = 0
     with contextlib.suppress(psutil.Error):
         parent = psutil.Process(pid)
-        for process in [parent, *parent.children(recursive=True)]:
-            with contextlib.suppress(psutil.Error):
-                total += process.memory_info().rss
-    return total
+        return [parent, *parent.children(recursive=True)]
+    return []
 
 
-def _end(child: subprocess.Popen) -> None:
-    """Make sure that neither the child nor a kernel of its outlives this call (Ctrl-C, an error here)."""
+def _resident(process) -> int:
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        return process.memory_info().rss
+    return 0
+
+
+def _end(child: subprocess.Popen, family: set) -> None:
+    """Make sure that neither the child nor a kernel of its outlives this call (Ctrl-C, an error here).
+
+    ``family`` are the processes seen below it: where the child alone was killed, they can't be found any more.
+    """
     import psutil
 
     if child.poll() is None:
-        with contextlib.suppress(psutil.Error):
-            for process in psutil.Process(child.pid).children(recursive=True):
-                with contextlib.suppress(psutil.Error):
-                    process.kill()
-        child.kill()
-        child.wait()
+        family = family.union(_family(child.pid))
+    for process in family:
+        with contextlib.suppress(psutil.Error):  # ended by itself; a number that was given anew isn't touched
+            process.kill()
+    child.wait()
     if child.stdin:
         child.stdin.close()
 

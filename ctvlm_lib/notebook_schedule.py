@@ -8,6 +8,7 @@ from typing import TypeVar
 from ctvlm_lib.notebook_list import Notebook
 
 T = TypeVar("T")
+LOOK_S = 0.5  # a wait without end isn't left for a Ctrl-C that another thread received, nor for any on Windows
 MEMORY_GB = 4.0  # that the workbook may take in profile quick
 
 
@@ -35,7 +36,7 @@ def side_by_side(
                 for notebook in _startable(waiting, running, jobs, memory_gb):
                     running[pool.submit(work, notebook, stop)] = notebook
                     waiting.remove(notebook)
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                for future in wait(running, timeout=LOOK_S, return_when=FIRST_COMPLETED).done:
                     yield running.pop(future), future.result()
         finally:  # leaving the pool waits for its threads
             stop.set()

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from ctvlm_lib.damaged import read_csv
 from ctvlm_lib.errors import BadInput
 
 RESULTS = Path(__file__).resolve().parents[2] / "data_samples" / "results" / "full"
@@ -35,12 +36,12 @@ def table(name: str, results: str | Path = RESULTS, split: str = "test"):
     """
     import pandas as pd
 
-    there = {name_and_seed(path.parent.name): path for path in Path(results).glob(f"*/{split}.csv")}
+    there = {name_and_seed(path.parent.name): path for path in Path(results).glob(f"[!.]*/{split}.csv")}
     seeds = sorted(seed for arm, seed in there if arm == name)
     if not seeds:
         known = ", ".join(sorted({arm for arm, _ in there})) or "none"
         raise BadInput(f"there are no {split} results of an arm {name!r}; there are results of {known}")
-    parts = [pd.read_csv(there[name, seed]) for seed in seeds]
+    parts = [read_csv(there[name, seed], ("direction", "gallery", "k", "recall")) for seed in seeds]
     parts = [part.assign(arm=name, seed=seed) for part, seed in zip(parts, seeds, strict=True)]
     whole = pd.concat(parts, ignore_index=True)
     return whole[["arm", "seed", *(c for c in whole if c not in ("arm", "seed"))]]
