@@ -29,7 +29,7 @@ export CTVLM_PIP_ARGS := $(PIP_ARGS)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lab app bench notebooks lint clean
+.PHONY: help run test lab app bench fuzz kill notebooks lint clean
 
 help:
 	@echo "make run        run the whole workbook and write the report page, in $(OUT)"
@@ -37,6 +37,8 @@ help:
 	@echo "make lab        open the notebooks in JupyterLab"
 	@echo "make app        open the explorer in a browser"
 	@echo "make bench      time what has a promised speed"
+	@echo "make fuzz       read 5,400 damaged files with every reader, in at most ten minutes"
+	@echo "make kill       kill ctvlm run at fifty random moments, and see that it ends with the same tables"
 	@echo "make notebooks  run the workbook and store the executed notebooks that changed"
 	@echo "make lint       check the style of the code"
 	@echo "make clean      remove .venv and out (the downloaded images stay in the cache)"
@@ -75,6 +77,14 @@ app: $(installed)
 # pyproject.toml leaves the benchmarks out of `make test`; here that option is taken back.
 bench: $(installed)
 	"$(bin)/python" -m pytest -o addopts=--strict-markers --benchmark-only tests/benchmarks $(ARGS)
+
+# One case again, with its stack: make fuzz ARGS="--replay 'volume.load:12' --seed 0"
+fuzz: $(installed)
+	$(in_out) PYTHONPATH=tests "$(bin)/python" -m fuzz $(ARGS)
+
+# ARGS="--only 00,10 --moments 10": real notebooks instead of a miniature workbook
+kill: $(installed)
+	"$(bin)/python" tests/fuzz/kill_run.py $(ARGS)
 
 notebooks: $(installed)
 	"$(bin)/ctvlm" run --out "$(OUT)" --store $(ARGS)

@@ -20,6 +20,7 @@ import platformdirs
 
 from ctvlm_lib import archive
 from ctvlm_lib.archive import MB, Progress
+from ctvlm_lib.damaged import NOT_TOML
 from ctvlm_lib.errors import BadInput
 
 MANIFEST = Path(__file__).resolve().parents[1] / "data_samples" / "manifest.toml"
@@ -179,6 +180,8 @@ def _read_manifest(file: Path) -> dict:
             return tomllib.load(stream)
     except FileNotFoundError as error:
         raise BadInput(f"the manifest {file} isn't there; run ctvlm from a checkout of the project") from error
+    except (OSError, *NOT_TOML) as error:
+        raise BadInput(f"{file.name} can't be read as the manifest of assets ({error}); restore it") from error
 
 
 def _expand(names: Iterable[str]) -> list[str]:

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from ctvlm_lib import notebook_outputs as outputs
+from ctvlm_lib.damaged import NOT_JSON
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.html_page import write_page
 from ctvlm_lib.notebook_progress import duration
@@ -29,13 +30,20 @@ def build(folder: Path) -> Path:
     """
     try:
         record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, *NOT_JSON) as error:
         raise BadInput(f"{folder} holds no run.json that can be read; run the notebooks first") from error
-    notebooks = [_section(folder, number, entry) for number, entry in sorted(record["notebooks"].items())]
+    try:
+        notebooks = [_section(folder, number, entry) for number, entry in sorted(record["notebooks"].items())]
+        facts = _facts(record)
+    except (OSError, LookupError, TypeError, AttributeError, ValueError, csv.Error) as error:
+        raise BadInput(
+            f"{folder} holds a run.json, index or table that no notebook wrote so ({type(error).__name__}: {error});"
+            " run the notebooks again"
+        ) from error
     ledger = "ledger.html" if (folder / "report" / "ledger.html").is_file() else ""
     return write_page(
         folder / "report" / "index.html", Path(__file__).parent / "report_page.html", record=record,
-        facts=_facts(record), notebooks=notebooks, max_rows=MAX_ROWS, ledger=ledger,
+        facts=facts, notebooks=notebooks, max_rows=MAX_ROWS, ledger=ledger,
     )  # fmt: skip
 
 
@@ -43,7 +51,7 @@ def _section(folder: Path, number: str, entry: dict) -> dict:
     """Return what the page shows of one notebook."""
     try:
         index = json.loads((folder / "figures" / f"{number}_index.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, *NOT_JSON):
         index = {}
     html = outputs.html_path(folder, entry["name"])
     captions = {item["file"]: item["caption"] for item in index.get("tables", {}).values()}

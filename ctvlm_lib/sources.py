@@ -39,6 +39,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
+from ctvlm_lib.damaged import NOT_TOML
 from ctvlm_lib.errors import BadInput
 
 VARIABLE = "CTVLM_SOURCES"  # by which the file reaches notebooks
@@ -136,7 +137,7 @@ def load(path: str | Path = "") -> Sources:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BadInput(f"can't read {path}: {error.strerror}; give the sources file with --sources FILE") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except NOT_TOML as error:
         raise BadInput(f"{path.name} isn't TOML: {error}") from None
     found = {"decoders": DECODERS | _of(content.pop("decoders", {}), tuple(DECODERS), f"{path.name} [decoders]")}
     unknown = [name for name in content if name not in _TABLES]

@@ -8,6 +8,7 @@ together first and shared out again when they are read.
 import hashlib
 import json
 import shutil
+import zipfile
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -104,20 +105,43 @@ def resume(model, optimizer, settings: "Training", folder: str | Path | None, de
         return []
     latest = found[-1]
     try:
-        record = json.loads((latest / "curve.json").read_text(encoding="utf-8"))
+        record = _record(latest / "curve.json")
         tensors = load_file(latest / "model.safetensors")
+        _check_claims(latest / "optimizer.pt")
         state = torch.load(latest / "optimizer.pt", map_location=device, weights_only=True)
     except Exception as error:  # whatever the three readers raise, the advice is the same
-        raise BadInput(f"the checkpoint {latest} can't be read ({error}); remove it to start anew") from error
+        why = f"{type(error).__name__}: {str(error)[:200]}"
+        raise BadInput(f"the checkpoint {latest} can't be read ({why}); remove it to start anew") from error
     _check_same(record, model, settings, latest)
     _check_tensors(tensors, moving(model), latest)
     for name, tensor in moving(model).items():
         tensor.copy_(_shared_like(tensors[name], tensor))
     learns = [p for group in optimizer.param_groups for p in group["params"]]
-    for number, kept in state["state"].items():
-        kept |= {k: _shared_like(v, learns[number]) for k, v in kept.items() if v.shape == learns[number].shape}
-    optimizer.load_state_dict(state)
+    try:
+        for number, kept in state["state"].items():
+            kept |= {k: _shared_like(v, learns[number]) for k, v in kept.items() if v.shape == learns[number].shape}
+        optimizer.load_state_dict(state)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise BadInput(
+            f"the checkpoint {latest} holds no state of this optimiser ({error}); remove it to start anew"
+        ) from error
     return record["curve"]
+
+
+def _record(path: Path) -> dict:
+    record = json.loads(path.read_text(encoding="utf-8"))
+    kinds = {"settings": dict, "frozen": str, "curve": list}
+    if not (isinstance(record, dict) and all(isinstance(record.get(key), kind) for key, kind in kinds.items())):
+        raise ValueError(f"{path.name} doesn't hold settings, a hash of frozen weights and a curve")
+    return record
+
+
+def _check_claims(path: Path) -> None:
+    """PyTorch makes room for what an archive claims to hold; it packs nothing, so that can't be more than the file."""
+    with zipfile.ZipFile(path) as archive:
+        claimed = sum(entry.file_size for entry in archive.infolist())
+    if claimed > path.stat().st_size:
+        raise ValueError(f"{path.name} claims to hold {claimed:,} bytes, and has {path.stat().st_size:,}")
 
 
 def _shared_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

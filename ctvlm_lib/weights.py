@@ -1,6 +1,9 @@
 """Released weights: where the file lies, its tensors without pickle, and a table of how they fit a network."""
 
+import io
+import os
 import re
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,12 +98,15 @@ def _content(path: Path, wanted: Callable[[str], bool]) -> "dict[str, torch.Tens
     import torch
     from safetensors import SafetensorError, safe_open
 
-    pickle_errors = (EOFError, LookupError, torch.serialization.pickle.UnpicklingError)
+    pickle_errors = (EOFError, LookupError, TypeError, AttributeError, AssertionError, OverflowError, struct.error,
+                     torch.serialization.pickle.UnpicklingError)  # fmt: skip
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 return {name: file.get_tensor(name) if wanted(name) else None for name in file.keys()}
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+        zipped = _is_zip(path)
+        with _Bounded(io.FileIO(path)) as file:
+            content = torch.load(path if zipped else file, map_location="cpu", weights_only=True, mmap=zipped)
     except (OSError, RuntimeError, ValueError, SafetensorError, *pickle_errors) as error:
         raise BadInput(
             f"{path.name} can't be read as weights ({type(error).__name__}): it is incomplete, or more than plain"
@@ -111,6 +117,15 @@ def _content(path: Path, wanted: Callable[[str], bool]) -> "dict[str, torch.Tens
             content = content[key]
     named = content.items() if isinstance(content, Mapping) else ()
     return {name: t if wanted(name) else None for name, t in named if isinstance(t, torch.Tensor)}
+
+
+class _Bounded(io.BufferedReader):
+    """A file that is never asked for more than it has: Python makes room for what is asked for, as a pickle claims."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        """At most so many bytes, and no more than there are left."""
+        left = os.fstat(self.fileno()).st_size - self.tell()
+        return super().read(left if size is None or size < 0 else min(size, max(left, 0)))
 
 
 def _is_zip(path: Path) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ctvlm_lib import notebook_outputs as outputs
 from ctvlm_lib import sources
+from ctvlm_lib.damaged import NOT_JSON
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.notebook_key import notebook_key
 from ctvlm_lib.notebook_list import Notebook, find_notebooks, select
@@ -123,10 +124,11 @@ class _WorkbookRun:
         self.threads: dict[str, str] = {}  # of each notebook's kernel
         try:
             self.previous = json.loads((folder / "run.json").read_text(encoding="utf-8"))["notebooks"]
-        except (OSError, ValueError, KeyError):
+        except (OSError, KeyError, TypeError, *NOT_JSON):
             self.previous = {}
         for notebook in notebooks:
-            entry = self.previous.get(notebook.number, {"status": "not run"})
+            entry = self.previous.get(notebook.number) if isinstance(self.previous, dict) else None
+            entry = entry if isinstance(entry, dict) and "status" in entry else {"status": "not run"}
             self.record["notebooks"][notebook.number] = entry | {"name": notebook.name, "title": notebook.title}
 
     def run_all(self, jobs: int = 1) -> int:

@@ -23,7 +23,7 @@ TOP_FILES = {
     "references.bib", "CONTRIBUTING.md", ".gitignore", ".gitattributes",
 }  # fmt: skip
 REQUIRED = TOP_FOLDERS | TOP_FILES - {".gitattributes"}
-MAKE_TARGETS = {"run", "test", "lab", "app", "bench", "notebooks", "lint", "clean"}
+MAKE_TARGETS = {"run", "test", "lab", "app", "bench", "fuzz", "kill", "notebooks", "lint", "clean"}
 MAX_FILE_BYTES = 6_500_000  # the largest of the small language models, in 16 bits
 MAX_NOTEBOOK_BYTES = 400_000
 
@@ -138,7 +138,7 @@ def test_library_and_tests_import_only_what_pyproject_names():
     providers, undeclared = importlib.metadata.packages_distributions(), []
     for folder, with_extras in [("ctvlm_lib", False), ("tests", True)]:
         declared = {canonicalize_name(r.name) for r in requirements(with_extras)}
-        own = {"ctvlm_lib", "conftest"} | {file.stem for file in (ROOT / "tests").rglob("*.py")}
+        own = {"ctvlm_lib", "conftest", "fuzz"} | {file.stem for file in (ROOT / "tests").rglob("*.py")}
         for file in sorted((ROOT / folder).rglob("*.py")):
             for module in imported_modules(file) - sys.stdlib_module_names - own:
                 provided_by = {canonicalize_name(name) for name in providers.get(module, [])}

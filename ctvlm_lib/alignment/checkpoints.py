@@ -48,7 +48,15 @@ def load(folder: str | Path) -> tuple[Aligned, dict]:
     tensors, record = checkpoints.load(folder.name, folder.parent)
     if "model" not in record:
         raise BadInput(f"the checkpoint {folder.name} isn't of an aligned encoder; give one that pretraining made")
-    model = _built(record["model"])
+    try:
+        model = _built(record["model"])
+    except BadInput:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise BadInput(
+            f"the record of {folder.name} describes no model ({type(error).__name__}: {error}); restore it, or train"
+            " again"
+        ) from error
     check_tensors(tensors, model.state_dict(), folder.name)
     model.load_state_dict(tensors)
     return model.eval().requires_grad_(False), record

@@ -11,13 +11,13 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import nibabel as nib
 import numpy as np
 
 from ctvlm_lib import mask
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.mask import LabelMap
 from ctvlm_lib.volume import Volume, grid
+from ctvlm_lib.volume.read import open_nifti
 
 if TYPE_CHECKING:
     from ctvlm_lib.alignment.radgenome_pairs import Pair
@@ -58,7 +58,7 @@ def _ends_mm(shape: tuple[int, int, int], affine: np.ndarray) -> np.ndarray:
 
 def _as_the_volume(path: Path, pair: "Pair") -> LabelMap:
     """A mask whose header states no geometry, with the volume's."""
-    stored, beside = nib.load(path), nib.load(pair.volume)
+    stored, beside = open_nifti(path), open_nifti(pair.volume, header_only=True)
     unstated = np.allclose(stored.affine, np.eye(4), atol=1e-3)
     if not (pair.own and unstated and stored.shape[:3] == beside.shape[:3]):
         raise BadInput(f"{path.name} covers another part of the patient than the volume; is it of another scan?")

@@ -139,5 +139,7 @@ def on_radgenome(arm: Recipe, seed: int = 0, options: Mapping | None = None) -> 
         training = replace(TRAINING, seed=seed, **own[Training])
         recipe = replace(arm, **(sizes | own[Recipe]), patients=0, training=training)
         return OnRadGenome(recipe, **own[OnRadGenome])
-    except TypeError as error:
+    except BadInput:
+        raise
+    except (TypeError, ValueError) as error:
         raise BadInput(f"an option of alignment has a value of the wrong kind: {error}") from None

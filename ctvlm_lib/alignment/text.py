@@ -149,7 +149,7 @@ def text_network(where: str | Path, weights: bool = True):
             return tokenizer, AutoModel.from_pretrained(where, config=config, dtype=torch.float32)
         with torch.random.fork_rng(devices=[]):
             return tokenizer, AutoModel.from_config(config, dtype=torch.float32)
-    except (OSError, ValueError, KeyError) as error:  # what transformers raises for an unknown or damaged model
+    except Exception as error:  # a damaged model: transformers, safetensors and tokenizers raise kinds of their own
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BadInput(
             f"no text tower can be had from {str(where)!r} ({reason}); give a folder with config.json, the tokenizer"

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from ctvlm_lib.alignment.text import TextTower
-from ctvlm_lib.errors import atomic_path
+from ctvlm_lib.damaged import map_npy
+from ctvlm_lib.errors import BadInput, atomic_path
 from ctvlm_lib.notebook_progress import duration
 
 BLOCK = 4096  # texts computed, and kept, at a time
@@ -32,7 +33,13 @@ class TextVectors:
     too_long: int
 
     def __post_init__(self) -> None:
-        self._rows = np.load(self.file, mmap_mode="r", allow_pickle=False)
+        try:
+            self._rows = map_npy(self.file)
+            if self._rows.ndim != 2 or len(self._rows) != len(self.number):
+                raise ValueError(f"its shape is {self._rows.shape}, of {len(self.number)} texts")
+        except (OSError, ValueError) as error:
+            raise BadInput(f"{Path(self.file).name} can't be read as vectors ({error}); remove it and its .json, which"
+                           " makes them anew") from error  # fmt: skip
 
     @classmethod
     def of(

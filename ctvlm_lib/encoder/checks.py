@@ -3,9 +3,15 @@
 from collections.abc import Mapping
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from torch import Tensor
 
 from ctvlm_lib.errors import BadInput
+
+NOT_A_MODEL = (  # what transformers raises on a damaged folder of a model, depending on where the damage is
+    OSError, ValueError, TypeError, LookupError, RuntimeError, AttributeError, SafetensorError, StrictDataclassError,
+)  # fmt: skip
 
 
 def check_volume(volume: Tensor, channels: int, multiple_of_dhw: tuple[int, int, int]) -> None:

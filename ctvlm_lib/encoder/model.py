@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ctvlm_lib.encoder.checks import check_volume, refuse_non_finite
+from ctvlm_lib.encoder.checks import NOT_A_MODEL, check_volume, refuse_non_finite
 from ctvlm_lib.encoder.config import DCFormerConfig, variant_config
 from ctvlm_lib.encoder.decomposed import ConvBlock, build_stem
+from ctvlm_lib.errors import BadInput
 
 
 class Streams(NamedTuple):
@@ -83,8 +84,17 @@ class TokenEncoder(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, folder, *args, **kwargs):
-        """Load what ``save_pretrained`` wrote; weights that are not finite are refused."""
-        model = super().from_pretrained(folder, *args, **kwargs)
+        """Load what ``save_pretrained`` wrote.
+
+        Raises:
+            BadInput: no encoder there, a damaged one, or weights that are not finite.
+        """
+        try:
+            model = super().from_pretrained(folder, *args, **kwargs)
+        except BadInput:
+            raise
+        except NOT_A_MODEL as error:
+            raise BadInput(f"{folder} can't be read as an encoder ({type(error).__name__}); save it again") from error
         refuse_non_finite((model[0] if isinstance(model, tuple) else model).state_dict(), str(folder))
         return model
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ctvlm_lib import assets
+from ctvlm_lib.damaged import NOT_JSON
 from ctvlm_lib.errors import BadInput
 
 LAYERS = {"minilm": 6, "roberta-large": 17}  # MiniLM's last; the package's choice for roberta-large
@@ -60,7 +61,13 @@ def bert_scores(
 
 def layers_like_roberta_large(folder: str | Path) -> int:
     """How many layers of a local copy to use: 17 of roberta-large's 24, of another depth the same share."""
-    depth = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))["num_hidden_layers"]
+    try:
+        depth = int(json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))["num_hidden_layers"])
+    except (OSError, LookupError, TypeError, OverflowError, *NOT_JSON) as error:
+        raise BadInput(
+            f"{Path(folder).name}/config.json doesn't state num_hidden_layers ({type(error).__name__}); give a whole"
+            " copy of roberta-large"
+        ) from error
     return max(1, round(LAYERS["roberta-large"] / 24 * depth))
 
 

@@ -174,7 +174,7 @@ def _backbone(where: str | Path, profile: str):
     try:
         config = AutoConfig.from_pretrained(source)
         tokenizer = AutoTokenizer.from_pretrained(source, config=config)
-    except (OSError, ValueError, KeyError) as error:  # what transformers raises for an unknown or damaged model
+    except Exception as error:  # transformers and tokenizers raise kinds of their own, or a plain Exception
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BadInput(
             f"no backbone can be had from {str(where)!r} ({reason}); give a folder with the config.json and"

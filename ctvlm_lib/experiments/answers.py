@@ -105,15 +105,26 @@ def load(path: str | Path, records: Sequence[Record] | Asked) -> pd.DataFrame:
         BadInput: a damaged file, or one about other records.
     """
     asked = records if isinstance(records, Asked) else Asked.of(records)
-    arrays, digest = table_file.read(path, lambda a: (a, table_file.unpacked(a["records"])[0]), "answers")
+    digest, place, confidence, stored = table_file.read(path, _unpacked, "answers")
     if digest != asked.digest:
         raise BadInput(
             f"{Path(path).name} holds answers to other records than these {len(records)}; give those that it was made"
             " with: the same protocol, split and profile"
         )
-    table = asked.table.iloc[arrays["place"]].reset_index(drop=True)
+    if place.max(initial=0) >= len(asked.table) or place.min(initial=0) < 0:
+        raise BadInput(f"{Path(path).name} answers a question that there isn't; make it again")
+    table = asked.table.iloc[place].reset_index(drop=True)
     for name in _STORED:
-        table[name] = table_file.decoded(name, arrays)
-    table["seed"] = table["seed"].astype(int)
-    table["confidence"] = np.where(arrays["confidence"] == 255, np.nan, arrays["confidence"] / _STEPS)
+        table[name] = stored[name]
+    table["confidence"] = np.where(confidence == 255, np.nan, confidence / _STEPS)
     return table[list(COLUMNS)]
+
+
+def _unpacked(arrays: dict[str, np.ndarray]) -> tuple[str, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """Hash of the records, which of them was answered, the confidences, and the other columns, all of one length."""
+    stored = {name: table_file.decoded(name, arrays) for name in _STORED}
+    stored["seed"] = stored["seed"].astype(int)
+    place, confidence = arrays["place"], arrays["confidence"]
+    if {one.shape for one in (confidence, *stored.values())} != {(len(place),)} or place.dtype.kind not in "iu":
+        raise ValueError("its columns have different lengths")
+    return table_file.unpacked(arrays["records"])[0], place, confidence, stored

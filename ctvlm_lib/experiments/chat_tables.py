@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from ctvlm_lib.alignment.arm_tables import RESULTS
+from ctvlm_lib.damaged import read_csv
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.evaluate.abnormalities import affirmed_findings
 from ctvlm_lib.evaluate.choice import exactly_right, score_closed
@@ -142,7 +143,7 @@ def read_table(folder: str | Path) -> pd.DataFrame:
     """What was measured of an arm, by split, task and measure: its stored table, or else computed from its answers."""
     folder = Path(folder)
     if (folder / TABLE).is_file():
-        table = pd.read_csv(folder / TABLE)
+        table = read_csv(folder / TABLE, KEY)
     else:
         table = measures_of(folder)
     return table.set_index(KEY[:3]).sort_index()

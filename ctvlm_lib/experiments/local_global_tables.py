@@ -8,8 +8,10 @@ import numpy as np
 import pandas as pd
 
 from ctvlm_lib.alignment.grounded import GROUPS, LOCAL_LABELS
+from ctvlm_lib.damaged import read_csv
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.evaluate.zero_shot import MEASURES, WORDINGS, Detection, Drawn, detection_scores, worded_scores
+from ctvlm_lib.experiments import table_file
 from ctvlm_lib.experiments.local_global import PREFIX, Said
 from ctvlm_lib.experiments.stored_arms import StoredArms
 from ctvlm_lib.records.phantom import LOBES, REGIONS
@@ -41,8 +43,7 @@ class Store(StoredArms):
     def truth(self, split: str) -> dict[str, np.ndarray]:
         """What is true of a split, see :func:`ctvlm_lib.experiments.local_global.truth_of`."""
         if split not in self._kept:
-            with np.load(self.truth_file(split), allow_pickle=False) as file:
-                self._kept[split] = dict(file)
+            self._kept[split] = table_file.read(self.truth_file(split), dict, "what is true of a split")
         return self._kept[split]
 
     def scores(
@@ -131,7 +132,8 @@ def measures_of(store: Store, arm: str, seed: int) -> pd.DataFrame:
 
 def read_table(folder: Path) -> pd.DataFrame:
     """An arm's stored table, by split, reading, wording and measure."""
-    return pd.read_csv(folder / TABLE).set_index(["split", "reading", "wording", "measure"]).sort_index()
+    key = ["split", "reading", "wording", "measure"]
+    return read_csv(folder / TABLE, (*key, "value", "low", "high")).set_index(key).sort_index()
 
 
 def volume_detections(said: Said, truth: Mapping[str, np.ndarray], wording=WORDINGS[0]) -> dict[str, Detection]:

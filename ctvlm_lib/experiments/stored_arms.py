@@ -1,6 +1,5 @@
 """What arms of one kind share: which are stored with which seeds, and the splits that they are trained and asked on."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ from ctvlm_lib.alignment.arm_tables import RESULTS, name_and_seed
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.records import protocol
 from ctvlm_lib.records.phantom import Patient
+from ctvlm_lib.records.table import read_json
 
 T = TypeVar("T")
 
@@ -58,7 +58,7 @@ class StoredArms:
 
     def record(self, arm: str, seed: int) -> dict:
         """An arm's record."""
-        return json.loads((self.folder(arm, seed) / "record.json").read_text(encoding="utf-8"))
+        return read_json(self.folder(arm, seed) / "record.json", dict)
 
     def truth_file(self, split: str) -> Path:
         """The file that says what is true of a split.

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from ctvlm_lib.damaged import load_npz
 from ctvlm_lib.errors import BadInput, atomic_path
 
 T = TypeVar("T")
@@ -38,9 +39,8 @@ def read(path: str | Path, make: Callable[[dict[str, np.ndarray]], T], what: str
     """
     path = Path(path)
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return make({name: file[name] for name in file.files})
-    except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
+        return make(load_npz(path, texts=True))
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         raise BadInput(f"{path.name} can't be read as a table of {what} ({error}); make it again") from None
 
 

@@ -139,7 +139,9 @@ def config_of(stage: str, given: Sources, changes: Mapping | None = None) -> OnR
     own = {name: tuple(value) if isinstance(value, list) else value for name, value in own.items()}
     try:
         return OnReal(**paper | own)
-    except TypeError as error:
+    except BadInput:
+        raise
+    except (TypeError, ValueError) as error:
         raise BadInput(f"an option of uvlm has a value of the wrong kind: {error}") from None
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ctvlm_lib.damaged import read_csv
 from ctvlm_lib.evaluate.abnormalities import labels_of_report
 from ctvlm_lib.evaluate.labels import choose_thresholds
 from ctvlm_lib.evaluate.text import text_statistics
@@ -107,7 +108,7 @@ def measures_of(store: Store, arm: str, seed: int) -> pd.DataFrame:
 
 def read_table(folder: Path) -> pd.DataFrame:
     """An arm's stored table, by measure."""
-    return pd.read_csv(folder / TABLE).set_index("measure").sort_index()
+    return read_csv(folder / TABLE, COLUMNS).set_index("measure").sort_index()
 
 
 def read_labels(text: str) -> list[bool]:

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from ctvlm_lib.alignment.arm_tables import RESULTS
+from ctvlm_lib.damaged import NOT_JSON
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.evaluate.choice import exactly_right, score_closed
 from ctvlm_lib.evaluate.intervals import bootstrap_of_sums, patient_bootstrap
@@ -87,7 +88,7 @@ def read(folder: str | Path, asked: Asked, split: str = "test") -> ArmAnswers:
     folder = Path(folder)
     try:
         record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, *NOT_JSON) as error:
         raise BadInput(f"{folder.name} has no record that can be read ({type(error).__name__}); run it again") from None
     return of_table(folder.name, answers.load(folder / f"{split}.npz", asked), record["seed"])
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ctvlm_lib import assets, mask, volume
+from ctvlm_lib.damaged import NOT_ZIP
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.mask import LabelMap
 from ctvlm_lib.records.record import Record
@@ -224,7 +225,7 @@ def _unzip(path: Path, folder: Path) -> None:
             for number, member in enumerate(members):
                 with packed.open(member) as source, open(folder / f"{number:05d}.dcm", "xb") as target:
                     left -= _copied(source, target, left)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError) as error:
+    except (OSError, *NOT_ZIP) as error:
         raise BadInput(f"the ZIP can't be unpacked ({type(error).__name__}); pack the DICOM files again") from error
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ctvlm_lib import __version__
+from ctvlm_lib.damaged import NOT_JSON
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.explore.cases import Case
 from ctvlm_lib.explore.prompts import Prompt
@@ -95,7 +96,7 @@ def read_view(content: bytes | str) -> dict:
     """
     try:
         found = json.loads(content)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except NOT_JSON as error:
         raise BadInput(f"the view isn't JSON ({type(error).__name__}); give one that was saved here") from None
     if not isinstance(found, dict) or found.get("format") != VIEW:
         raise BadInput(f"the file isn't a view of this explorer; its format should be {VIEW!r}")

@@ -14,6 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ctvlm_lib.damaged import NOT_TOML
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.ledger.audit_effects import EFFECTS
 from ctvlm_lib.ledger.published import PAPERS
@@ -81,7 +82,7 @@ def load(path: str | Path = PATH) -> tuple[Item, ...]:
         items = tuple(_item(row) for row in content["item"])
     except BadInput:
         raise
-    except (OSError, KeyError, ValueError, TypeError) as error:
+    except (OSError, KeyError, TypeError, AttributeError, *NOT_TOML) as error:
         raise BadInput(f"{path.name} can't be read as a paper audit ({error}); restore it") from None
     ids = [item.id for item in items]
     twice = next((one for one in ids if ids.count(one) > 1), None)

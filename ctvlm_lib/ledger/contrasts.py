@@ -147,6 +147,8 @@ def load(path: str | Path = PATH) -> tuple[Contrast, ...]:
     try:
         with open(path, newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
+    except (ValueError, csv.Error) as error:
+        raise BadInput(f"{path.name} can't be read as contrasts ({error}); restore it") from None
     except OSError as error:
         raise BadInput(
             f"there is no list of contrasts {path.name} ({error.strerror}); nothing is judged without"

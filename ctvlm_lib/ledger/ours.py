@@ -4,7 +4,6 @@ Seeds are shown by their mean; the interval reaches from the lowest to the highe
 patients. Nothing is trained here, and nothing is averaged over arms.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from ctvlm_lib.alignment.arm_tables import RESULTS, name_and_seed
+from ctvlm_lib.damaged import read_csv
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.evaluate.choice import score_closed
 from ctvlm_lib.evaluate.intervals import Interval, bootstrap_of_sums, mean_of_sums
@@ -25,6 +25,7 @@ from ctvlm_lib.ledger import chat, decoder_sizes, local_global, stored_scores, u
 from ctvlm_lib.ledger.quantities import Aligned, Chat, Quantity, RealScore, Recall, Score, Size, Staged
 from ctvlm_lib.records import protocol
 from ctvlm_lib.records.committed import as_it_stands
+from ctvlm_lib.records.table import read_json
 from ctvlm_lib.run import run_folder
 
 ANSWERS, TABLE = "test.npz", "test.csv"
@@ -114,7 +115,7 @@ class Results:
 
     def record(self, path: Path) -> dict:
         """A folder's record."""
-        return json.loads((path / "record.json").read_text(encoding="utf-8"))
+        return read_json(path / "record.json", dict)
 
     def answers(self, path: Path) -> ArmAnswers:
         """A vision–language arm's answers, scored.
@@ -194,7 +195,7 @@ class Results:
         return uvlm.interval(self._read[path], quantity)
 
     def _recall(self, quantity: Recall, path: Path) -> Interval | None:
-        rows = pd.read_csv(path / TABLE)
+        rows = read_csv(path / TABLE, ("direction", "gallery", "k", "recall", "low", "high", "queries"))
         same = (rows["direction"] == quantity.direction) & (rows["gallery"] == quantity.gallery)
         rows = rows[same & (rows["k"] == quantity.k)]
         if rows.empty:

@@ -6,16 +6,15 @@ results can have.
 """
 
 import argparse
-import lzma
 import re
 import stat
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ctvlm_lib.damaged import NOT_ZIP
 from ctvlm_lib.errors import BadInput, atomic_path
 
 FOLDER = "results"
@@ -111,9 +110,11 @@ def unpacked(path: str | Path) -> Iterator[tuple[Path, tuple[Path, ...]]]:
                     target = home / entry.filename
                     target.parent.mkdir(parents=True, exist_ok=True)
                     target.write_bytes(archive.read(entry))
-        except (zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        except NOT_ZIP as error:
             raise BadInput(f"{path.name} is damaged or isn't a zip ({error}); fetch it again") from None
-        except (FileExistsError, NotADirectoryError, IsADirectoryError):
+        except OSError as error:
+            if error.filename == str(path):
+                raise BadInput(f"can't read {path}: {error.strerror}; give an archive of results") from None
             raise BadInput(f"{path.name} has a file and a folder of one name; it isn't made by ctvlm archive") from None
         for file in home.rglob("*.npz"):
             _bounded(file)

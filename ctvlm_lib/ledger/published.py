@@ -66,7 +66,7 @@ def load(path: str | Path = PATH) -> tuple[Published, ...]:
         with open(path, newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         found = tuple(_read(row) for row in rows)
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
         raise BadInput(f"{path.name} can't be read as published numbers ({error}); restore it") from None
     places = [(p.name, p.row, p.group, p.column, p.condition) for p in found]
     twice = next((place for place in places if places.count(place) > 1), None) if len({*places}) < len(places) else None

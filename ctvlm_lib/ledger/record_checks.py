@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ctvlm_lib.alignment.arm_tables import name_and_seed
+from ctvlm_lib.damaged import NOT_JSON
 from ctvlm_lib.records import protocol
 from ctvlm_lib.records.committed import FILES, as_it_stands
 from ctvlm_lib.run import PROFILES
@@ -42,7 +43,7 @@ def read(folder: Path) -> tuple[dict, list[str]]:
     """The record of an arm, and what is wrong with the file."""
     try:
         content = json.loads((folder / NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, *NOT_JSON) as error:
         return {}, [f"{NAME}: can't be read ({type(error).__name__}); restore it"]
     return (content, []) if isinstance(content, dict) else ({}, [f"{NAME}: isn't a record; restore it"])
 

@@ -18,16 +18,19 @@ COLUMNS = ("form", "metric", "kinds", "mean", "value", "low", "high", "n", "pati
 
 
 def read(folder: Path) -> dict[Score, Interval]:
-    """Scores of an arm's folder; {} if there are none, or they belong to other answers."""
+    """Scores of an arm's folder; {} if there are none that can be read, or they belong to other answers."""
     from ctvlm_lib.experiments.vlm_arms import ARMS
 
     arm, path = name_of(folder), folder / FILE
     if arm not in ARMS or not path.is_file():
         return {}
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
     now = of_answers(folder)
-    return {_score(arm, row): _interval(row) for row in rows if row["answers"] == now}
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        return {_score(arm, row): _interval(row) for row in rows if row["answers"] == now}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, csv.Error):  # computed again from the answers
+        return {}
 
 
 def write(folder: Path, scores: Mapping[Score, Interval]) -> Path:

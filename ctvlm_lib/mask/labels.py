@@ -10,7 +10,7 @@ import numpy as np
 from ctvlm_lib import anatomy
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.volume import Volume, grid, save_nifti
-from ctvlm_lib.volume.read import NIFTI, read_nifti, stem
+from ctvlm_lib.volume.read import NIFTI, open_nifti, read_nifti, stem
 
 NOTHING_HERE = "no other has any either: the masks are empty or don't meet the CT; are they of another scan?"
 
@@ -225,11 +225,10 @@ def _name_table(path: Path, names, ids: list[int]) -> dict[int, str]:
 
 def label_table(path: Path) -> dict[int, str]:
     """The names that TotalSegmentator and others write into the NIfTI header extension; empty if there are none."""
-    import nibabel as nib
-
-    extensions = [e for e in nib.load(path).header.extensions if e.get_code() in (0, 30)]
-    text = " ".join(e.content.decode("utf-8", "replace") for e in extensions)
-    return {int(k): v for k, v in re.findall(r'<Label Key="(\d+)"[^>]*>\s*<!\[CDATA\[(.*?)\]\]>', text) if int(k)}
+    extensions = [e for e in open_nifti(path, header_only=True).header.extensions if e.get_code() in (0, 30)]
+    text = " ".join(bytes(e.content).decode("utf-8", "replace") for e in extensions)
+    found = re.findall(r'<Label Key="([0-9]{1,5})"[^>]*>\s*<!\[CDATA\[(.*?)\]\]>', text)  # ids have 16 bits
+    return {int(k): v for k, v in found if int(k)}
 
 
 def _canonical(name: str) -> str:

@@ -3,6 +3,7 @@
 import pandas as pd
 
 from ctvlm_lib import arm_command
+from ctvlm_lib.damaged import read_csv
 from ctvlm_lib.own_data import begin
 from ctvlm_lib.sources import Sources
 
@@ -16,7 +17,7 @@ def show(profile: str, seed: int = 0, out_dir: str = "") -> None:
         run, given = begun
         if not list((run.folder / "results").glob(f"{ARM}*/record.json")):
             arm_command.run_arm([*words(given), "--seed", str(seed), "--out", str(run.folder.parent)])
-        found = [pd.read_csv(path) for path in sorted((run.folder / "results").glob(f"{ARM}*/test.csv"))]
+        found = [read_csv(path) for path in sorted((run.folder / "results").glob(f"{ARM}*/test.csv"))]
         run.table(pd.concat(found).round(3), "own_retrieval", "Recall on your copy of M3D-Cap's test split.")
 
 

@@ -115,9 +115,13 @@ def _names(text: str | None) -> str | dict[int, str] | None:
         reader = csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines())
     except UnicodeDecodeError:
         raise BadInput(f"{path.name} is not UTF-8 text; save it as CSV in UTF-8") from None
-    if not {"id", "name"} <= set(reader.fieldnames or ()):
-        raise BadInput(f"{path.name} needs the columns id and name, got {reader.fieldnames}")
+    except OSError as error:
+        raise BadInput(f"{path.name} can't be read: {error.strerror}; give a CSV of ids and names") from None
     try:
+        if not {"id", "name"} <= set(reader.fieldnames or ()):
+            raise BadInput(f"{path.name} needs the columns id and name, got {reader.fieldnames}")
         return {int(row["id"]): row["name"] for row in reader}
+    except csv.Error as error:
+        raise BadInput(f"{path.name} can't be read as a CSV: {error}; save it again") from None
     except (TypeError, ValueError):
         raise BadInput(f"{path.name} line {reader.line_num}: an id must be a whole number") from None

@@ -10,12 +10,12 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 
 from ctvlm_lib import volume
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.volume import Volume
+from ctvlm_lib.volume.read import open_nifti
 
 METADATA_COLUMNS = ("RescaleIntercept", "RescaleSlope", "XYSpacing", "ZSpacing")
 
@@ -95,7 +95,7 @@ def _is_fixed(path: Path) -> bool:
 
 def _header_rescale(path: Path) -> str:
     """The header's own slope and intercept in words; empty if it has none."""
-    image = nib.load(path)
+    image = open_nifti(path, header_only=True)
     slope, intercept = image.dataobj.slope, image.dataobj.inter
     return "" if (slope, intercept) == (1, 0) else f"slope {slope:g} and intercept {intercept:g}"
 

@@ -25,6 +25,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from ctvlm_lib.damaged import load_npy
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.records import naming, table
 from ctvlm_lib.records.record import Record
@@ -98,8 +99,8 @@ def load_array(path: str | Path) -> np.ndarray:
 
 def _load_npy(path: Path) -> np.ndarray:
     try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        array = load_npy(path)
+    except (OSError, ValueError) as error:
         raise BadInput(f"{path.name} is not a readable .npy array: {error}; fetch it again") from error
     return array[0] if array.ndim == 4 and array.shape[0] == 1 else array
 
@@ -136,6 +137,8 @@ class _Reader:
             raise BadInput(f"{path.name} has no split {table.some(lacking)}; it has {table.some(lists)}")
         for split in splits:
             known = set()
+            if not isinstance(lists[split], list):
+                raise BadInput(f"{path.name}: {split} is {str(lists[split])[:80]}; a list of images is expected")
             for entry in lists[split]:
                 image, text = _entry(entry, split, path)
                 if image in known:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ctvlm_lib.damaged import NOT_JSON
 from ctvlm_lib.errors import BadInput, atomic_path
 from ctvlm_lib.prompt.wording import STYLES
 from ctvlm_lib.records.record import Record
@@ -71,9 +72,9 @@ def read_vision(content: str) -> tuple[str, list[str]]:
     found = _VISION.fullmatch(content)
     try:
         names = json.loads(found["png"]) if found else None
-    except json.JSONDecodeError:
+    except NOT_JSON:
         names = None
-    if names is None or not all(isinstance(name, str) for name in names):
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise BadInput(f'the vision content is {content[:80]!r}; expected nifti:PATH; prompt_png:["PATH", …]')
     return found["nifti"], names
 

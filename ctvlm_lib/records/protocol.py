@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from ctvlm_lib import assets
+from ctvlm_lib.damaged import NOT_TOML
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.records import phantom
 from ctvlm_lib.records.balance import balance
@@ -144,7 +145,10 @@ def load(path: str | Path = PATH) -> Protocol:
     """
     path = Path(path)
     content = content_of(path, (*_SECTIONS, *(f"split.{name}" for name in SPLITS)))
-    made = [entry["seed"] for entry in content["split"].values()]
+    try:
+        made = [int(entry["seed"]) for entry in content["split"].values()]
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError):
+        raise BadInput(f"{path.name} has a split without a whole number as seed; give each its own") from None
     if len(set(made)) < len(made):
         raise BadInput(f"{path.name}: two splits have the same seed, so the same patients; give each its own")
     return Protocol(content)
@@ -164,13 +168,19 @@ def content_of(path: Path, sections: Iterable[str]) -> dict:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BadInput(f"there is no protocol {path.name} ({error.strerror}); nothing is scored without one") from None
-    except tomllib.TOMLDecodeError as error:
+    except NOT_TOML as error:
         raise BadInput(f"{path.name} isn't TOML: {error}") from None
     pairs = [(name, *name.partition(".")[::2]) for name in sections]
-    missing = [name for name, first, part in pairs if first not in content or (part and part not in content[first])]
+    missing = [
+        name for name, first, part in pairs if not _has(content, first) or (part and not _has(content[first], part))
+    ]
     if missing:
         raise BadInput(f"{path.name} lacks {', '.join(missing)}; a protocol fixes all of it before anything is scored")
     return content
+
+
+def _has(table: object, name: str) -> bool:
+    return isinstance(table, dict) and name in table
 
 
 def own(path: Path, sections: Iterable[str]) -> dict:
@@ -184,7 +194,10 @@ def own(path: Path, sections: Iterable[str]) -> dict:
         BadInput: as :func:`content_of`, or a contrast is named twice.
     """
     content = content_of(path, ("version", *sections, "scoring", "contrast"))
-    names = [contrast["name"] for contrast in content["contrast"]]
+    try:
+        names = [str(contrast["name"]) for contrast in content["contrast"]]
+    except (LookupError, TypeError):
+        raise BadInput(f"{path.name} has a contrast without a name; write each as [[contrast]] with one") from None
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise BadInput(f"{path.name} has the contrast {twice[0]!r} twice; give each its own name")
     return content

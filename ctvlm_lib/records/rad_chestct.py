@@ -22,13 +22,12 @@ of lung borders; for the names, public loaders that agree with each other (RadHa
 """
 
 import re
-import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
+from ctvlm_lib.damaged import load_npz
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.records import table
 from ctvlm_lib.records.record import Record
@@ -117,11 +116,10 @@ def load_volume(path: str | Path) -> Volume:
     """
     path = Path(path)
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            array = stored["ct"]
+        array = load_npz(path)["ct"]
     except KeyError:
         raise BadInput(f"{path.name} has no array called ct; is it of Rad-ChestCT?") from None
-    except (OSError, EOFError, ValueError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError) as error:
         raise BadInput(f"{path.name} is not a readable .npz: {error}; fetch it again") from error
     affine = np.zeros((4, 4))
     affine[[2, 1, 0], [0, 1, 2]], affine[3, 3] = SPACING_MM, 1.0

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 
 from ctvlm_lib import anatomy
+from ctvlm_lib.damaged import NOT_JSON
 from ctvlm_lib.errors import BadInput, atomic_path
 from ctvlm_lib.prompt import wording
 
@@ -170,6 +171,10 @@ def _object(line: str) -> dict:
         field = _last_field(line[: error.pos])
         where = f"after field {field}" if field else "before any field"
         raise BadInput(f"not JSON at character {error.pos + 1}, {where}: {error.msg}; is the line cut off?") from None
+    except BadInput:
+        raise
+    except NOT_JSON as error:  # a number of thousands of digits, brackets without end
+        raise BadInput(f"not JSON: {error}; write the record again") from None
 
 
 def _without_repeats(pairs: list[tuple[str, object]]) -> dict:

@@ -21,7 +21,6 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 
 from ctvlm_lib.errors import BadInput
@@ -30,7 +29,7 @@ from ctvlm_lib.records import table
 from ctvlm_lib.records.ct_rate import NAME, places
 from ctvlm_lib.records.record import Record
 from ctvlm_lib.volume import grid
-from ctvlm_lib.volume.read import BROKEN
+from ctvlm_lib.volume.read import BROKEN, open_nifti
 
 QUESTION = "Describe the finding in the marked region."  # ours: the data set has findings, no questions
 _SPLITS = {"train": "train", "validation": "val", "test": "test"}
@@ -85,7 +84,7 @@ def finding_mask(path: str | Path, number: int, ct: str | Path) -> LabelMap:
     """
     path, ct = Path(path), Path(ct)
     try:
-        masks, image = nib.load(path), nib.load(ct)
+        masks, image = open_nifti(path), open_nifti(ct, header_only=True)
         if len(masks.shape) != 4 or not 0 <= number < masks.shape[0]:
             raise BadInput(
                 f"{path.name} has shape {masks.shape}; (finding, x, y, z) with a finding {number} is expected"

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 
 from ctvlm_lib import mask
@@ -12,7 +11,7 @@ from ctvlm_lib.mask.labels import label_counts
 from ctvlm_lib.records import rex_grounding
 from ctvlm_lib.segment.class_maps import REX_CATEGORIES
 from ctvlm_lib.volume import grid
-from ctvlm_lib.volume.read import BROKEN
+from ctvlm_lib.volume.read import BROKEN, open_nifti
 
 LARGEST_SHARE = 0.25  # of the lungs: in an adult, esophagus, trachea and thyroid gland together are a few per cent
 
@@ -74,7 +73,7 @@ def grid_of(ct: Path) -> LabelMap:
         BadInput: not a readable NIfTI.
     """
     try:
-        image = nib.load(ct)
+        image = open_nifti(ct, header_only=True)
         array, affine, orientation = grid.from_nifti(np.broadcast_to(np.uint16(0), image.shape[:3]), image.affine)
     except BROKEN as error:
         if isinstance(error, BadInput):

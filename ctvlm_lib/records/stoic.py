@@ -17,15 +17,18 @@ Sources: stoic2021.grand-challenge.org/stoic-db; luukboulogne/stoic2021-baseline
 medvista3d.txt, appendix.
 """
 
+import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
+from ctvlm_lib.damaged import could_hold
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.records import table
 from ctvlm_lib.records.record import Record
-from ctvlm_lib.volume import Volume, check_hu
+from ctvlm_lib.volume import Volume, check_hu, grid
 
 COLUMNS = {"patient": "PatientID", "covid": "probCOVID", "severe": "probSevere"}
 COVID_QUESTION = "Does this patient have COVID-19, by RT-PCR?"
@@ -86,9 +89,17 @@ def load_volume(path: str | Path) -> Volume:
     if not path.is_file():
         raise BadInput(f"there is no file {path}")
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO("MetaImageIO")
+    reader.SetFileName(str(path))
     try:
-        image = sitk.ReadImage(str(path), imageIO="MetaImageIO")
-    except RuntimeError:
+        _check_packed_size(path)
+        reader.ReadImageInformation()
+        if not could_hold(path, math.prod(reader.GetSize()) * reader.GetNumberOfComponents(), packed=True):
+            size = grid.size_text(reader.GetSize())
+            raise BadInput(f"{path.name} claims {size} voxels, more than it can hold; fetch it again")
+        image = reader.Execute()
+    except (OSError, RuntimeError):
         raise BadInput(f"{path.name} is not a readable .mha volume; fetch it again") from None
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
         raise BadInput(f"{path.name} has {image.GetDimension()} axes; one CT of 3 axes, one value a voxel, is expected")
@@ -99,6 +110,15 @@ def load_volume(path: str | Path) -> Volume:
     found = Volume(sitk.GetArrayFromImage(image), affine, name=path.stem)
     check_hu(found.hu, path.name)
     return found
+
+
+def _check_packed_size(path: Path) -> None:
+    """ITK makes room for as many packed bytes as the header claims."""
+    with open(path, "rb") as file:
+        claimed = re.search(rb"^CompressedDataSize *= *(\S+)", file.read(4096), re.MULTILINE)
+    if claimed and not (claimed[1].isdigit() and could_hold(path, int(claimed[1]), packed=False)):
+        raise BadInput(f"{path.name} claims {claimed[1].decode(errors='replace')} packed bytes, and has"
+                       f" {path.stat().st_size:,}; fetch it again")  # fmt: skip
 
 
 def _rows(path: Path, names: dict[str, str]) -> tuple[dict[str, dict[str, str]], list[str]]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from ctvlm_lib.damaged import NOT_JSON
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.records.record import Record
 
@@ -211,7 +212,7 @@ def read_json(path: Path, kind: type) -> object:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise BadInput(f"there is no {path.name} in {path.parent}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, *NOT_JSON) as error:
         raise BadInput(f"{path.name} is not readable JSON: {error}; fetch it again") from error
     if not isinstance(content, kind):
         expected = "an object" if kind is dict else "a list"

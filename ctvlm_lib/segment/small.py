@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ctvlm_lib import anatomy, checkpoints
+from ctvlm_lib.errors import BadInput
 
 if TYPE_CHECKING:
     import torch
@@ -90,7 +91,11 @@ def load_small(name: str = NAME, folder: str | Path = checkpoints.FOLDER) -> Tra
         BadInput: as :func:`ctvlm_lib.checkpoints.load`.
     """
     tensors, record = checkpoints.load(name, folder)
-    network = SmallVista(**record["config"]).build()
-    network.load_state_dict(tensors)
-    classes, spacing, patch = (tuple(record[key]) for key in ("classes", "spacing_mm", "patch"))
+    try:
+        network = SmallVista(**record["config"]).build()
+        network.load_state_dict(tensors)
+        classes, spacing, patch = (tuple(record[key]) for key in ("classes", "spacing_mm", "patch"))
+    except (LookupError, TypeError, ValueError, RuntimeError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise BadInput(f"the record of {name} describes no network of its weights ({reason}); restore both") from error
     return Trained(network.eval().requires_grad_(False), name, classes, spacing, patch, record)

@@ -35,6 +35,8 @@ class Volume:
     def __post_init__(self) -> None:
         if self.hu.ndim != 3:
             raise BadInput(f"a volume has 3 axes (D, H, W), got an array of shape {self.hu.shape}")
+        if self.hu.size == 0:
+            raise BadInput(f"a volume of {grid.size_text(self.hu.shape)} has no voxels; fetch it again")
         object.__setattr__(self, "hu", np.ascontiguousarray(self.hu, dtype=np.float32))
         object.__setattr__(self, "affine", np.asarray(self.affine, dtype=np.float64))
 

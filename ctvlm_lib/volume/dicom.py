@@ -118,11 +118,28 @@ def _header(file: str) -> dict[str, str]:
     reader = sitk.ImageFileReader()
     reader.SetFileName(file)
     reader.SetImageIO("GDCMImageIO")
-    reader.ReadImageInformation()
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise BadInput(f"{Path(file).name} can't be read as DICOM ({reason}); fetch it again, or remove it") from error
     keys = set(reader.GetMetaDataKeys())
-    return {
-        tag: reader.GetMetaData(tag).strip() for tag in (MODALITY, DESCRIPTION, POSITION, ORIENTATION) if tag in keys
-    }
+    there = [tag for tag in (MODALITY, DESCRIPTION, POSITION, ORIENTATION) if tag in keys]
+    return {tag: reader.GetMetaData(tag).strip() for tag in there}
+
+
+def _lengths(headers: list[dict[str, str]], tag: str, count: int, name: str) -> np.ndarray:
+    """A tag's numbers, one row a slice."""
+    try:
+        found = np.array([[float(value) for value in header[tag].split("\\")] for header in headers])
+        if found.shape == (len(headers), count) and np.isfinite(found).all():
+            return found
+    except ValueError:
+        pass
+    raise BadInput(
+        f"the series in {name} has a slice whose position or orientation isn't {count} numbers; fetch it again, or"
+        " remove the broken file"
+    )
 
 
 def _check_positions(headers: list[dict[str, str]], name: str) -> float:
@@ -137,11 +154,11 @@ def _check_positions(headers: list[dict[str, str]], name: str) -> float:
         )
     if len(headers) == 1:
         raise BadInput(f"the series in {name} is a single slice, and a volume is expected")
-    axes = np.array([[float(v) for v in h[ORIENTATION].split("\\")] for h in headers])
+    axes = _lengths(headers, ORIENTATION, 6, name)
     if np.abs(axes - axes[0]).max() > 1e-3:
         raise BadInput(f"the slices in {name} do not share one orientation; a localiser may lie among them, remove it")
     normal = np.cross(axes[0, :3], axes[0, 3:])
-    positions = np.array([[float(v) for v in h[POSITION].split("\\")] for h in headers])
+    positions = _lengths(headers, POSITION, 3, name)
     along = np.sort(positions @ normal)
     gaps = np.diff(along)
     usual = float(np.quantile(gaps, 0.5, method="lower"))  # a gap that occurs, even if there are two

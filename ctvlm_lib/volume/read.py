@@ -1,12 +1,15 @@
 """Read a CT from NIfTI or from a DICOM series into LPS axes and Hounsfield units."""
 
 import gzip
+import io
+import math
 import zlib
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 
+from ctvlm_lib.damaged import could_hold
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.volume import dicom, grid
 from ctvlm_lib.volume.core import Volume
@@ -15,8 +18,10 @@ from ctvlm_lib.volume.hu import check_hu
 NIFTI = (".nii", ".nii.gz")
 BROKEN = (  # what nibabel raises on a damaged file, depending on where the damage is
     nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, nib.wrapstruct.WrapStructError,
-    OSError, EOFError, zlib.error, ValueError, OverflowError, MemoryError,
+    OSError, EOFError, zlib.error, ValueError, OverflowError, MemoryError, TypeError, KeyError,
 )  # fmt: skip
+_PART = 1 << 22  # bytes of a packed file that are read at a time
+_NIFTI2 = 540  # bytes of the longer of NIfTI's two headers, which states them first
 
 
 def load(path: str | Path, *, series: str | None = None, check: bool = True) -> Volume:
@@ -72,7 +77,7 @@ def read_nifti(path: Path, dtype) -> tuple[np.ndarray, np.ndarray, str, tuple[st
             f"{path.name} is neither a .nii/.nii.gz file nor a DICOM folder;"
             " convert it, or give the folder of the series"
         )
-    image = _opened(path)
+    image = open_nifti(path)
     if image.get_data_dtype().fields:
         raise BadInput(
             f"{path.name} is an RGB NIfTI (a rendered picture), and one value in HU per voxel is expected;"
@@ -95,19 +100,58 @@ def read_nifti(path: Path, dtype) -> tuple[np.ndarray, np.ndarray, str, tuple[st
     return array, affine, orientation, tuple(_header_notes(image))
 
 
-def _opened(path: Path):
-    """The image, its packed bytes read to their end: only there gzip's checksum tells a damaged file."""
+def open_nifti(path: Path, header_only: bool = False):
+    """nibabel's image, its voxels not read yet; a header that claims more of them than there can be is refused.
+
+    Args:
+        path: ends in ``.nii`` or ``.nii.gz``.
+        header_only: leave a packed file packed.
+
+    Raises:
+        BadInput: not a NIfTI, or less in it than its header says.
+    """
     try:
         with nib.imageglobals.LoggingOutputSuppressor():  # nibabel prints what it repairs in a header
+            size = _claimed(path)
             image = nib.load(path)
-            if path.name.endswith(".gz"):
-                with gzip.open(path) as file:
-                    image = type(image).from_bytes(file.read())
+            if path.name.endswith(".gz") and not header_only:
+                image = type(image).from_bytes(_unpacked(path, size))
     except BROKEN as error:
         raise BadInput(
             f"{path.name} is not a readable NIfTI file: {_reason(error)}; fetch or convert it again"
         ) from error
     return image
+
+
+def _claimed(path: Path) -> int:
+    """How many bytes the header claims, unpacked; its extensions are read from what there is, not by their claims.
+
+    Raises:
+        ValueError, or another of BROKEN: more than there can be.
+    """
+    packed = path.name.endswith(".gz")
+    with gzip.open(path) if packed else open(path, "rb") as file:
+        head = file.read(_NIFTI2)
+        of_two = _NIFTI2 in (int.from_bytes(head[:4], order) for order in ("little", "big"))
+        kind = nib.Nifti2Header if of_two else nib.Nifti1Header
+        header = kind(head[: kind.template_dtype.itemsize], check=False)
+        offset, voxels = int(header.get_data_offset()), math.prod(map(int, header.get_data_shape()))
+        size = offset + voxels * header.get_data_dtype().itemsize
+        if not could_hold(path, max(offset, size), packed):
+            raise ValueError(f"its header claims {size:,} bytes, and the file has {path.stat().st_size:,}")
+        kind.from_fileobj(io.BytesIO(head + file.read(max(0, offset - len(head)))), check=False)
+    return size
+
+
+def _unpacked(path: Path, size: int) -> bytes:
+    """So many bytes of a packed file; the rest is read but not kept, as gzip's checksum stands at the end."""
+    kept = bytearray()
+    with gzip.open(path) as file:
+        while part := file.read(_PART):
+            kept += part[: max(0, size - len(kept))]
+    if len(kept) < size:
+        raise ValueError(f"its header claims {size:,} bytes, and it unpacks to {len(kept):,}")
+    return bytes(kept)
 
 
 def _oriented(array: np.ndarray, image, name: str):

@@ -2,14 +2,13 @@
 
 import hashlib
 import json
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
+from ctvlm_lib.damaged import NOT_JSON, load_npz
 from ctvlm_lib.errors import BadInput, atomic_path
 from ctvlm_lib.records.phantom.canvas import Pose, PoseRange
 from ctvlm_lib.records.phantom.draw import VERSION, Patient, assembled, check_arguments, check_phases, patient
@@ -114,12 +113,12 @@ def write_patient(one: Patient, path: Path) -> Path:
 def read_patient(path: Path) -> Patient | None:
     """Read a stored patient; None if there is none or the file is damaged."""
     try:
-        with np.load(path) as stored:
-            facts = json.loads(stored["facts"].tobytes())
-            hu, labels = stored["hu"], stored["labels"].astype(np.uint16)
-            found = [_finding(fact, stored[f"mask{k}"], hu.shape) for k, fact in enumerate(facts["findings"])]
-            affine = stored["affine"]
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error):
+        stored = load_npz(path)
+        facts = json.loads(stored["facts"].tobytes())
+        hu, labels = stored["hu"], stored["labels"].astype(np.uint16)
+        found = [_finding(fact, stored[f"mask{k}"], hu.shape) for k, fact in enumerate(facts["findings"])]
+        affine = stored["affine"]
+    except (OSError, KeyError, TypeError, *NOT_JSON):
         return None
     shift = tuple(facts["pose"].pop("shift_mm"))
     pose = Pose(**facts["pose"], shift_mm=shift)
