@@ -40,7 +40,7 @@ def of_tokens() -> pd.DataFrame:
 def test_memory_of_an_array_is_its_bytes_the_second_time_as_well():
     """A freed array must not be taken from what the process still holds."""
     needed = [peak_mb(lambda: np.ones(3_000_000)) for _ in range(3)]
-    assert needed == pytest.approx([24] * 3, abs=1)  # pages, and what Python makes meanwhile
+    assert needed == pytest.approx([24] * 3, abs=2)  # pages, and what Python makes meanwhile
 
 
 def test_memory_that_is_held_only_meanwhile_is_seen():

@@ -118,10 +118,12 @@ def _names(text: str | None) -> str | dict[int, str] | None:
     except OSError as error:
         raise BadInput(f"{path.name} can't be read: {error.strerror}; give a CSV of ids and names") from None
     try:
-        if not {"id", "name"} <= set(reader.fieldnames or ()):
-            raise BadInput(f"{path.name} needs the columns id and name, got {reader.fieldnames}")
-        return {int(row["id"]): row["name"] for row in reader}
+        whole = {"id", "name"} <= set(reader.fieldnames or ())
+        names = {int(row["id"]): row["name"] for row in reader} if whole else {}
     except csv.Error as error:
         raise BadInput(f"{path.name} can't be read as a CSV: {error}; save it again") from None
     except (TypeError, ValueError):
         raise BadInput(f"{path.name} line {reader.line_num}: an id must be a whole number") from None
+    if not whole:
+        raise BadInput(f"{path.name} needs the columns id and name, got {reader.fieldnames}")
+    return names
