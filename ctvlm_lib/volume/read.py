@@ -134,6 +134,8 @@ def _claimed(path: Path) -> int:
         head = file.read(_NIFTI2)
         of_two = _NIFTI2 in (int.from_bytes(head[:4], order) for order in ("little", "big"))
         kind = nib.Nifti2Header if of_two else nib.Nifti1Header
+        if len(head) < kind.template_dtype.itemsize:
+            raise ValueError(f"{len(head)} bytes are less than a header")
         header = kind(head[: kind.template_dtype.itemsize], check=False)
         offset, voxels = int(header.get_data_offset()), math.prod(map(int, header.get_data_shape()))
         size = offset + voxels * header.get_data_dtype().itemsize
@@ -164,6 +166,8 @@ def _oriented(array: np.ndarray, image, name: str):
 def _reason(error: Exception) -> str:
     """The library's reason as part of a sentence, without the path that it may repeat."""
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if isinstance(error, KeyError):
+        return f"its header states a type of numbers that there isn't ({text})"
     return text if len(text) < 100 and "/" not in text else type(error).__name__
 
 
