@@ -88,7 +88,7 @@ class Page:
         if before is not None:
             before(self.tab)
             self.tab.keyboard.press(keys)
-        self.tab.wait_for_selector("canvas[data-plane=axial][data-index]", timeout=60_000)
+        self.tab.wait_for_selector("canvas[data-plane=axial][data-index]", timeout=150_000)
 
     def canvas(self, plane: str = "axial"):
         return self.tab.locator(f"canvas[data-plane={plane}]")
