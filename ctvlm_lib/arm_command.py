@@ -92,7 +92,7 @@ def command(args: argparse.Namespace) -> int:
     if args.name == cost.ARM:
         return _cost(args)
     from ctvlm_lib.alignment import arms
-    from ctvlm_lib.experiments import chat_arms, local_global, predicted_prompts, probes, uvlm
+    from ctvlm_lib.experiments import chat_arms, local_global, predicted_prompts, probes, uvlm_arms
 
     if args.name is None:
         for name, arm in arms.ARMS.items():
@@ -103,8 +103,8 @@ def command(args: argparse.Namespace) -> int:
             print(f"{name:20} local and global alignment: {local_global.described(recipe)}")
         for name, told in chat_arms.DESCRIBED.items():
             print(f"{name:20} a vision-language model: {told}")
-        for name, stage in uvlm.ARMS.items():
-            print(f"{name:20} U-VLM, {uvlm.described(stage)}")
+        for name, stage in uvlm_arms.ARMS.items():
+            print(f"{name:20} U-VLM, {uvlm_arms.described(stage)}")
         print(f"{predicted_prompts.NAME:20} shipped prompted models, with prompts on masks that U-VLM's stage 1 finds")
         print(f"{cost.ARM:20} time and memory of the papers' decoders and of the encoder, measured on a GPU")
         print(PATTERNS)
@@ -128,8 +128,8 @@ def command(args: argparse.Namespace) -> int:
     if args.name not in arms.ARMS:
         patterns = ("readout-ENCODER-CONDITION", "vlm-ENCODER-CONDITION-DECODER[-VARIANT]",
                     "DATA-CONDITION-DECODER[-PROJECTOR] (profile paper)")  # fmt: skip
-        there = (*arms.ARMS, *probes.PROBES, *local_global.ARMS, *chat_arms.ARMS, *uvlm.ARMS, predicted_prompts.NAME,
-                 cost.ARM)  # fmt: skip
+        there = (*arms.ARMS, *probes.PROBES, *local_global.ARMS, *chat_arms.ARMS, *uvlm_arms.ARMS,
+                 predicted_prompts.NAME, cost.ARM)  # fmt: skip
         there += patterns
         raise BadInput(f"no arm is called {args.name!r}; there are: {', '.join(there)}")
     home, changes = run_folder(args.profile, args.out), _changes(args)
@@ -280,13 +280,13 @@ def _uvlm(args: argparse.Namespace) -> int:
 
         changes = _changes(args)
         return uvlm_real.command(args.name, args.seed, args.sources, args.out, changes, _suffix(changes))
-    from ctvlm_lib.experiments import uvlm
+    from ctvlm_lib.experiments import uvlm, uvlm_arms
     from ctvlm_lib.experiments.uvlm_tables import Store
     from ctvlm_lib.ledger.uvlm import write_table
 
     changes = _only(args, "patients", "steps", "batch")
     suffix, given = _suffix(changes), dict(changes)
-    uvlm.arm_of(args.name)  # a wrong name is told before a cohort is drawn
+    uvlm_arms.arm_of(args.name)  # a wrong name is told before a cohort is drawn
     fewer = {"train": given.pop("patients")} if "patients" in given else None
     home, label = run_folder(args.profile, args.out), uvlm.of_seed(args.name + suffix, args.seed)
     world, results = uvlm.World(args.profile, fewer), home / "results"

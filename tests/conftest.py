@@ -78,3 +78,13 @@ def asset() -> Callable[[str], Path]:
 def _ellipsoid(shape: tuple[int, ...], centre: tuple[int, ...], radii: tuple[int, ...]) -> np.ndarray:
     offsets = np.ogrid[tuple(slice(n) for n in shape)]
     return sum(((o - c) / r) ** 2 for o, c, r in zip(offsets, centre, radii, strict=True)) <= 1
+
+
+@pytest.fixture(scope="module")
+def scheduler():
+    """Address of a Dask scheduler and a worker inside this process: starting processes would take seconds a test."""
+    from dask.distributed import LocalCluster
+
+    options = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": ":0", "silence_logs": 40}
+    with LocalCluster(processes=False, **options) as cluster:
+        yield cluster.scheduler_address

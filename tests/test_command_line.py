@@ -138,11 +138,11 @@ def test_a_path_that_the_system_refuses_is_one_line(monkeypatch, capsys):
 def test_the_arm_command_lists_its_arms_and_refuses_others(capsys):
     from ctvlm_lib import cost
     from ctvlm_lib.alignment import arms
-    from ctvlm_lib.experiments import chat_arms, local_global, predicted_prompts, probes, uvlm
+    from ctvlm_lib.experiments import chat_arms, local_global, predicted_prompts, probes, uvlm_arms
 
     assert command_line.main(["arm"]) == 0
     listed = capsys.readouterr().out.splitlines()
-    single = [*arms.ARMS, *probes.PROBES, *local_global.ARMS, *chat_arms.ARMS, *uvlm.ARMS, predicted_prompts.NAME,
+    single = [*arms.ARMS, *probes.PROBES, *local_global.ARMS, *chat_arms.ARMS, *uvlm_arms.ARMS, predicted_prompts.NAME,
               cost.ARM]  # fmt: skip
     assert [line.split()[0] for line in listed[: len(single)]] == single
     told = [line.split()[0] for line in listed[len(single) :] if not line.startswith(" ")]  # many, by their parts

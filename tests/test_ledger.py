@@ -19,7 +19,7 @@ from ctvlm_lib.evaluate.intervals import Interval
 from ctvlm_lib.experiments import real_arms, uvlm_real
 from ctvlm_lib.experiments.chat_arms import ARMS as CHATS
 from ctvlm_lib.experiments.local_global import ARMS as ALIGNED
-from ctvlm_lib.experiments.uvlm import ARMS as STAGED
+from ctvlm_lib.experiments.uvlm_arms import ARMS as STAGED
 from ctvlm_lib.experiments.vlm_arms import ARMS
 from ctvlm_lib.ledger import decoder_sizes, places, published, rows, stored_scores, table_command
 from ctvlm_lib.ledger.ours import Results, check_protocol

@@ -17,7 +17,7 @@ from ctvlm_lib.alignment.scans import Scans, as_input
 from ctvlm_lib.encoder.unet import unet
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.evaluate.choice import score_closed
-from ctvlm_lib.experiments import answers, asked, pointing, predicted_prompts, uvlm, uvlm_protocol
+from ctvlm_lib.experiments import answers, asked, pointing, predicted_prompts, uvlm, uvlm_arms, uvlm_protocol
 from ctvlm_lib.experiments.answers import AS_ASKED
 from ctvlm_lib.experiments.cohort import Cohort
 from ctvlm_lib.experiments.controls import REMOVED
@@ -251,8 +251,8 @@ def test_bad_input_gets_a_sentence(true, perfect, records):
 @pytest.fixture(scope="module")
 def home(tmp_path_factory, true):
     """A stored experiment with a U-Net of random weights, seed 1; nothing is kept, so nothing need be committed."""
-    folder, arm = tmp_path_factory.mktemp("prompts"), uvlm.ARMS["uvlm-seg-FL"]
-    record = {"arm": asdict(arm), "settings": uvlm.settings_of(arm, 1), "seed": 1}
+    folder, arm = tmp_path_factory.mktemp("prompts"), uvlm_arms.ARMS["uvlm-seg-FL"]
+    record = {"arm": asdict(arm), "settings": uvlm_arms.settings_of(arm, 1), "seed": 1}
     uvlm.save(folder / "checkpoints" / "uvlm-seg-FL-seed1", uvlm.build(arm, 1), arm, record)
     those = [record for record in _asked() if record.patient in true.names]
     cohort = Cohort("quick", {"test": true}, {"test": those}, {"test": PATIENTS})

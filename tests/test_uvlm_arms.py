@@ -15,8 +15,10 @@ from ctvlm_lib.alignment.scans import as_input
 from ctvlm_lib.encoder.unet import unet, unet_encoder
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.evaluate.text import text_scores
-from ctvlm_lib.experiments import uvlm
-from ctvlm_lib.experiments.uvlm import ARMS, ORGANS, PREFIX, World, read, read_said, run, write_said
+from ctvlm_lib.experiments import uvlm, uvlm_arms
+from ctvlm_lib.experiments.uvlm import World, read, run
+from ctvlm_lib.experiments.uvlm_arms import ARMS, PREFIX
+from ctvlm_lib.experiments.uvlm_said import ORGANS, read_said, write_said
 from ctvlm_lib.experiments.uvlm_tables import BLEU, Store, f1_of, measures_of, organ_lesions, read_labels, read_table
 from ctvlm_lib.ledger import published
 from ctvlm_lib.ledger import uvlm as ledger
@@ -192,13 +194,13 @@ def test_the_head_learns_alone_on_maps_that_are_those_of_the_volumes(world):
 def test_a_patient_without_findings_in_words_is_refused(world):
     scans = world.split("train").scans
     silent = replace(scans, reports=("", *scans.reports[1:]))
-    writer = uvlm.build(uvlm.Arm(uvlm.REP))
+    writer = uvlm.build(uvlm_arms.Arm(uvlm_arms.REP))
     with pytest.raises(BadInput, match="has no findings in words"):
         report_writer.fit(writer, silent, Training(1, 1e-3), 2, progress=False)
 
 
 def test_kept_features_give_the_loss_of_the_volumes(world):
-    split, writer = world.split("train"), uvlm.build(uvlm.Arm(uvlm.REP, injected=True)).eval()
+    split, writer = world.split("train"), uvlm.build(uvlm_arms.Arm(uvlm_arms.REP, injected=True)).eval()
     kept = [stage[:2].float() for stage in report_writer.kept_features(writer, split.scans)]
     volume = torch.from_numpy(as_input(split.scans.hu[:2]))[:, None]
     with torch.no_grad():
@@ -208,7 +210,7 @@ def test_kept_features_give_the_loss_of_the_volumes(world):
 
 def test_injection_reads_every_stage_and_the_input_alone_only_the_last():
     for injected, read_stages in ((True, {1, 2, 3, 4, 5}), (False, {5})):
-        writer = uvlm.build(uvlm.Arm(uvlm.REP, injected=injected))
+        writer = uvlm.build(uvlm_arms.Arm(uvlm_arms.REP, injected=injected))
         assert {stage for stage in writer.decoder.injection.map if stage} | (set() if injected else {5}) == read_stages
 
 
@@ -216,11 +218,11 @@ def test_injection_reads_every_stage_and_the_input_alone_only_the_last():
 
 
 def test_every_arm_begins_with_an_arm_of_an_earlier_stage():
-    order = {stage: k for k, stage in enumerate(uvlm.STAGES)}
+    order = {stage: k for k, stage in enumerate(uvlm_arms.STAGES)}
     for name, arm in ARMS.items():
         if arm.start:
             assert order[ARMS[arm.start].stage] < order[arm.stage], name
-        assert uvlm.described(arm)
+        assert uvlm_arms.described(arm)
 
 
 def test_a_chain_hands_its_encoder_on(home):

@@ -18,7 +18,7 @@ from helpers_roberta import make_roberta
 from ctvlm_lib import checkpoints, sources, volume
 from ctvlm_lib.encoder.unet import unet
 from ctvlm_lib.errors import BadInput
-from ctvlm_lib.experiments import prepared_arms, uvlm, uvlm_real
+from ctvlm_lib.experiments import prepared_arms, uvlm_arms, uvlm_real, uvlm_said
 from ctvlm_lib.experiments.uvlm_real_cost import cost
 from ctvlm_lib.experiments.uvlm_real_data import LABELS
 from ctvlm_lib.experiments.uvlm_real_listed import SPLITS, held_out, listed, usable
@@ -191,7 +191,7 @@ def test_tables_follow_from_what_was_said(finished):
     for name in CHAIN:
         folder, (arm, scope) = finished[0] / "results" / name, arm_of(name)
         splits = [split for split in ("validation", "test") if (folder / f"{split}.npz").is_file()]
-        said, truth = ({s: uvlm.read_said(folder / f"{start}{s}.npz") for s in splits} for start in ("", "truth-"))
+        said, truth = ({s: uvlm_said.read_said(folder / f"{start}{s}.npz") for s in splits} for start in ("", "truth-"))
         again, _ = table(said, truth, arm, scope)
         stored = pd.read_csv(folder / "table.csv")
         assert np.allclose(stored["value"], again["value"], atol=1e-6) and stored["value"].between(0, 1).all()
@@ -262,7 +262,7 @@ def split_of(given, stage: str, granularity: str = "", scope: str = "chest", **c
 
 
 def test_a_volume_is_the_paper_s_recipe_and_its_target_lies_on_the_same_grid(given):
-    known = split_of(given, uvlm.SEG, "C+L")["train"]
+    known = split_of(given, uvlm_arms.SEG, "C+L")["train"]
     assert known.prepare(known.scans[0]) == ("", ())
     scan, small = volume.load(known.scans[0].ct), known.store.size_dhw
     wanted = (scan.resize(small).hu - scan.hu.mean()) / scan.hu.std()
@@ -276,7 +276,7 @@ def test_a_volume_is_the_paper_s_recipe_and_its_target_lies_on_the_same_grid(giv
 
 
 def test_volumes_are_read_one_at_a_time_and_moved_with_air_behind(given):
-    known = split_of(given, uvlm.CLS)["test"]
+    known = split_of(given, uvlm_arms.CLS)["test"]
     for scan in known.scans:
         assert known.prepare(scan) == ("", ())
     assert known.hu.shape == (TEST, 8, 16, 16) and len(list(known.hu)) == TEST
@@ -285,27 +285,24 @@ def test_volumes_are_read_one_at_a_time_and_moved_with_air_behind(given):
     assert np.allclose(moved[0, 0, :, :3], known.as_input(1, np.array(-1000)))
 
 
-def test_workers_of_a_scheduler_make_ready_what_the_arm_then_finds(given, tmp_path):
-    from dask.distributed import LocalCluster
-
+def test_workers_of_a_scheduler_make_ready_what_the_arm_then_finds(given, scheduler, tmp_path):
     given = replace(given, prepared=str(tmp_path))
     cases = prepared_arms.cases_of(CHAIN[-1], given)
     assert len(cases) == TRAIN + TEST - 1  # one has neither report nor masks
     assert max(len(case.parts) for case in cases) == 3  # one for each stage
     assert max(len(pickle.dumps(case)) for case in cases) < 24_000  # not the other scans, too
-    with LocalCluster(processes=False, n_workers=1, dashboard_address=":0", silence_logs=40) as cluster:
-        for status in ("done", "kept"):
-            rows, _ = prepared_arms.prepare_all(CHAIN[-1], given, scheduler=cluster.scheduler_address, say=len)
-            assert {row["status"] for row in rows} == {status}
+    for status in ("done", "kept"):
+        rows, _ = prepared_arms.prepare_all(CHAIN[-1], given, scheduler=scheduler, say=len)
+        assert {row["status"] for row in rows} == {status}
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
-    for stage, granularity in ((uvlm.SEG, "C+L"), (uvlm.CLS, ""), (uvlm.REP, "")):
+    for stage, granularity in ((uvlm_arms.SEG, "C+L"), (uvlm_arms.CLS, ""), (uvlm_arms.REP, "")):
         for known in split_of(given, stage, granularity).values():
             assert not any(known.prepare(scan)[0] for scan in known.scans)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")} == before
 
 
 def test_a_prepared_file_is_made_anew_when_it_is_cut_short_or_a_mask_changes(given, tmp_path):
-    known = split_of(replace(given, prepared=str(tmp_path)), uvlm.SEG, "C")["train"]
+    known = split_of(replace(given, prepared=str(tmp_path)), uvlm_arms.SEG, "C")["train"]
     scan = known.scans[0]
     with pytest.raises(BadInput, match="can't be read any more; give the same command again"):
         known.hu[0]
@@ -331,7 +328,7 @@ def test_a_prepared_file_is_made_anew_when_it_is_cut_short_or_a_mask_changes(giv
 
 
 def test_a_damaged_volume_is_left_out_with_a_sentence(given, tmp_path):
-    known = split_of(replace(given, prepared=str(tmp_path)), uvlm.CLS)["test"]
+    known = split_of(replace(given, prepared=str(tmp_path)), uvlm_arms.CLS)["test"]
     copy = tmp_path / "valid_1_a_1.nii.gz"
     copy.write_bytes(known.scans[0].ct.read_bytes()[:-60])
     known = replace(known, scans=(replace(known.scans[0], ct=copy), *known.scans[1:]))
@@ -342,12 +339,12 @@ def test_a_damaged_volume_is_left_out_with_a_sentence(given, tmp_path):
 
 
 def test_who_is_held_out_is_the_same_in_every_stage_and_never_trained_on(given):
-    stages = {stage: split_of(given, stage, "C" if stage == uvlm.SEG else "") for stage in uvlm.STAGES}
+    stages = {stage: split_of(given, stage, "C" if stage == uvlm_arms.SEG else "") for stage in uvlm_arms.STAGES}
     for stage, found in stages.items():
         assert all(not held_out(scan.patient, 0.3) for scan in found["train"].scans)
-        assert set(found) == set(SPLITS) - ({"validation"} if stage == uvlm.SEG else set())
-    scored = {scan.patient for scan in stages[uvlm.SEG]["test"].scans}
-    assert scored == {"train_9", "train_10"} and not scored & {s.patient for s in stages[uvlm.SEG]["train"].scans}
+        assert set(found) == set(SPLITS) - ({"validation"} if stage == uvlm_arms.SEG else set())
+    scored = {scan.patient for scan in stages[uvlm_arms.SEG]["test"].scans}
+    assert scored == {"train_9", "train_10"} and not scored & {s.patient for s in stages[uvlm_arms.SEG]["train"].scans}
     share = np.mean([held_out(f"train_{n}", 0.02) for n in range(20_000)])
     assert share == pytest.approx(0.02, abs=0.005)
 
@@ -385,7 +382,7 @@ def operations_by_hand(size: tuple[int, int, int]) -> int:
 
 
 def test_a_split_is_learnt_from_disk_as_from_memory(given):
-    known = split_of(given, uvlm.SEG, "C")["train"]
+    known = split_of(given, uvlm_arms.SEG, "C")["train"]
     assert all(known.prepare(scan) == ("", ()) for scan in known.scans)
 
     class InMemory:
@@ -397,7 +394,7 @@ def test_a_split_is_learnt_from_disk_as_from_memory(given):
 
     curves = []
     for one in (known, InMemory()):
-        model = unet(known.classes, seed=0, **config_of(uvlm.SEG, given).switches)
+        model = unet(known.classes, seed=0, **config_of(uvlm_arms.SEG, given).switches)
         curve = unet_training.fit(model, one, Training(2, 1e-3), 2, (8, 8, 8), False, progress=False)
         curves.append([row["loss"] for row in curve])
     assert curves[0] == curves[1]
@@ -463,7 +460,7 @@ def test_every_number_of_the_user_s_data_stands_beside_an_arm_that_there_is():
 )
 def test_options_that_do_not_fit_are_told(given, wrong, said):
     with pytest.raises(BadInput, match=said):
-        config_of(uvlm.REP, given, wrong)
+        config_of(uvlm_arms.REP, given, wrong)
 
 
 def test_what_cannot_be_run_is_told_before_anything_is_trained(file, given, tmp_path, capsys):
@@ -475,13 +472,13 @@ def test_what_cannot_be_run_is_told_before_anything_is_trained(file, given, tmp_
     with pytest.raises(BadInput, match="needs Qwen3-4B with LoRA"):
         arm_of("uvlm-rep-CL-cls-lora")
     with pytest.raises(BadInput, match=r"\[run\] prepared"):
-        split_of(replace(given, prepared=""), uvlm.CLS)
+        split_of(replace(given, prepared=""), uvlm_arms.CLS)
     with pytest.raises(BadInput, match=r"\[data\] abdomen_atlas"):
-        split_of(replace(given, abdomen_atlas=""), uvlm.CLS, scope="abdomen")
+        split_of(replace(given, abdomen_atlas=""), uvlm_arms.CLS, scope="abdomen")
     with pytest.raises(BadInput, match="no scan of CT-RATE is left for report"):
-        split_of(replace(given, ct_rate=str(tmp_path)), uvlm.REP)
+        split_of(replace(given, ct_rate=str(tmp_path)), uvlm_arms.REP)
     with pytest.raises(BadInput, match="none of 11 training scans is; enlarge held_out"):
-        split_of(given, uvlm.CLS, held_out=1e-6)
+        split_of(given, uvlm_arms.CLS, held_out=1e-6)
     with pytest.raises(BadInput, match="no tokenizer can be had from .*fetch its files"):
         uvlm_real.tokenizer_of(str(tmp_path))
     with pytest.raises(BadInput, match="a batch of 2 is larger than the 1 training volumes"):

@@ -25,7 +25,7 @@ from ctvlm_lib.alignment.scans import Scans
 from ctvlm_lib.encoder import for_inference
 from ctvlm_lib.errors import BadInput, atomic_path
 from ctvlm_lib.evaluate.choice import score_closed
-from ctvlm_lib.experiments import answers, pointing, scores, uvlm, uvlm_protocol
+from ctvlm_lib.experiments import answers, pointing, scores, uvlm, uvlm_protocol, uvlm_said
 from ctvlm_lib.experiments.answers import AS_ASKED
 from ctvlm_lib.experiments.cohort import Cohort
 from ctvlm_lib.experiments.conditions import CONDITIONS
@@ -243,7 +243,7 @@ def read_masks(folder: str | Path, names: Sequence[str]) -> pd.DataFrame:
     Raises:
         BadInput: no such file.
     """
-    kept = uvlm.read_said(Path(folder) / MASKS_FILE)
+    kept = uvlm_said.read_said(Path(folder) / MASKS_FILE)
     return dice_table(tuple(names)[: len(kept["dice"])], kept["dice"], kept["voxels"])
 
 
@@ -259,5 +259,5 @@ def _store(said: pd.DataFrame, records: Sequence[Record], predicted: Scans, true
     with atomic_path(home) as partial:
         partial.mkdir()
         answers.save(kept, records, partial / f"{SPLIT}.npz")
-        uvlm.write_said({"dice": dice, "voxels": voxels}, partial / MASKS_FILE)
+        uvlm_said.write_said({"dice": dice, "voxels": voxels}, partial / MASKS_FILE)
         checkpoints.write_record(record, partial)

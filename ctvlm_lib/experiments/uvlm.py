@@ -1,16 +1,7 @@
 """U-VLM's arms: three stages that hand on one encoder, trained on the cohort, asked, and stored.
 
-    seg-C, seg-CL, seg-FL      stage 1, at three granularities, on the first patients of the training split
-    cls-none, cls-C, …         stage 2, from random weights or from a stage 1; the encoder at a tenth of the rate
-    cls-none-full-rate         ours: the encoder with random weights at the whole rate
-    rep-none, rep-cls, rep-CL, rep-FL       stage 3 on what is named, the encoder frozen
-    rep-C-cls, rep-CL-cls, rep-FL-cls       stage 3 on stage 2 on stage 1
-    …-skip                     and every layer of the decoder reads a stage of the encoder (equation 5)
-    …-tokens                   twice as many image tokens, those of the last stage but one; in the paper eight times
-    …-tuned                    the encoder learns, too, at a tenth of the rate
-    …-lora                     a decoder pretrained on the training split's text, with LoRA, instead of one from scratch
-
-An arm begins with the encoder of another of the same seed, which is trained first if it isn't there.
+Which there are says :mod:`ctvlm_lib.experiments.uvlm_arms`. An arm begins with the encoder of another of the same seed,
+which is trained first if it isn't there.
 """
 
 import time
@@ -30,9 +21,10 @@ from ctvlm_lib.alignment.enrichment import report_statement
 from ctvlm_lib.alignment.scans import Scans
 from ctvlm_lib.encoder.unet import UNet, UNetEncoder, unet, unet_encoder
 from ctvlm_lib.errors import BadInput, atomic_path
-from ctvlm_lib.experiments import table_file
 from ctvlm_lib.experiments.stored_arms import Splits
+from ctvlm_lib.experiments.uvlm_arms import CLS, PREFIX, REP, SEG, TRUTH, Arm, arm_of, injection_of, settings_of
 from ctvlm_lib.experiments.uvlm_protocol import FILES, load
+from ctvlm_lib.experiments.uvlm_said import ORGANS, write_said
 from ctvlm_lib.records.committed import check_committed
 from ctvlm_lib.records.phantom import Patient
 from ctvlm_lib.records.report import LABELS, abnormality_labels
@@ -43,73 +35,11 @@ from ctvlm_lib.training import Training
 from ctvlm_lib.training_processes import alone
 from ctvlm_lib.vlm import report_writer
 from ctvlm_lib.vlm.report_writer import ReportWriter
-from ctvlm_lib.vlm.stage_tokens import INPUT_ONLY, SPREAD
 
-PREFIX, VARIANT = "uvlm-", "phantom"
-SEG, CLS, REP = STAGES = ("segmentation", "classification", "report")
+VARIANT = "phantom"
 HEAD = "head"  # of stage 2, which learns first, alone
 SPLITS, FORMS = ("validation", "test"), ("report", "structured")
-GRANULARITY = {"C": "C", "CL": "C+L", "FL": "F+L"}  # in a name → in the paper
-ORGANS = ("liver", "kidney", "spleen")  # whose lesions are looked for in masks, as in table 3
-TRUTH = f"{PREFIX}truth"
 SHOWN = ("Dice of anatomy", "Dice of lesions", "labels F1", "lesions F1", "BLEU-mean")  # of an arm, first of all
-LACKS = np.iinfo(np.int32).min  # in a file: no number
-
-
-@dataclass(frozen=True)
-class Arm:
-    """What an arm trains.
-
-    Attributes:
-        stage: one of STAGES.
-        start: the arm whose encoder it begins with; "" for random weights.
-        granularity: of stage 1.
-        encoder_rate: the encoder's share of the learning rate in stages 2 and 3; 0 freezes it.
-        injected: every layer of the decoder reads a stage; else its input alone reads one.
-        reference: the stage whose places are the image's tokens, −1 the last.
-        lora: a decoder of the ladder with adapters, its size; "" for one from scratch.
-    """
-
-    stage: str
-    start: str = ""
-    granularity: str = ""
-    encoder_rate: float = 0.0
-    injected: bool = False
-    reference: int = -1
-    lora: str = ""
-
-
-def _arms() -> dict[str, Arm]:
-    made = {f"seg-{name}": Arm(SEG, granularity=paper) for name, paper in GRANULARITY.items()}
-    rate = load()["classification"]["encoder_rate"]
-    made |= {"cls-none": Arm(CLS, encoder_rate=rate), "cls-none-full-rate": Arm(CLS, encoder_rate=1.0)}
-    made |= {f"cls-{name}": Arm(CLS, f"seg-{name}", encoder_rate=rate) for name in GRANULARITY}
-    made |= {"rep-none": Arm(REP), "rep-cls": Arm(REP, "cls-none")}
-    made |= {f"rep-{name}": Arm(REP, f"seg-{name}") for name in ("CL", "FL")}
-    made |= {f"rep-{name}-cls": Arm(REP, f"cls-{name}") for name in GRANULARITY}
-    for name in ("CL", "FL"):
-        whole = made[f"rep-{name}-cls"]
-        changes = {"skip": {"injected": True}, "tokens": {"reference": -2}, "tuned": {"encoder_rate": rate},
-                   "lora": {"lora": load()["report"]["pretrained"]}}  # fmt: skip
-        made |= {f"rep-{name}-cls-{word}": replace(whole, **change) for word, change in changes.items()}
-    return {PREFIX + name: replace(arm, start=PREFIX + arm.start if arm.start else "") for name, arm in made.items()}
-
-
-ARMS = _arms()
-
-
-def described(arm: Arm) -> str:
-    """An arm in words: its stage, and what isn't the plain way."""
-    told = {
-        "granularity": f"granularity {arm.granularity}",
-        "start": f"on {arm.start.removeprefix(PREFIX)}",
-        "encoder_rate": f"encoder at {arm.encoder_rate:g} of the rate",
-        "injected": "a stage in every layer",
-        "reference": f"tokens of stage {arm.reference}",
-        "lora": f"{arm.lora} decoder with LoRA",
-    }
-    plain = Arm(arm.stage)
-    return "; ".join([arm.stage, *(text for name, text in told.items() if getattr(arm, name) != getattr(plain, name))])
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,7 +106,7 @@ def run(
     """Train an arm, and before it those that it begins with; store what was trained; ask it; store what it said.
 
     Args:
-        name: one of ARMS.
+        name: one of :data:`ctvlm_lib.experiments.uvlm_arms.ARMS`.
         seed: of everything random; any but 0 is added to the names of the folders.
         world: the cohort; None takes profile full.
         splits: that are asked; "test" needs a committed protocol. Reports are written for "test" only.
@@ -216,29 +146,6 @@ def run(
     return said
 
 
-def arm_of(name: str) -> Arm:
-    """An arm by its name.
-
-    Raises:
-        BadInput: no such arm.
-    """
-    if name not in ARMS:
-        raise BadInput(f"no arm is called {name!r}; choose one of {', '.join(ARMS)}")
-    return ARMS[name]
-
-
-def settings_of(arm: Arm, seed: int = 0, changes: Mapping | None = None) -> dict:
-    """The stage's settings by the protocol, with a seed and changes.
-
-    Raises:
-        BadInput: no such setting.
-    """
-    fixed = load()[arm.stage]
-    if unknown := sorted(set(changes or {}) - set(fixed)):
-        raise BadInput(f"{arm.stage} has no setting {unknown[0]!r}; it has {', '.join(fixed)}")
-    return fixed | dict(changes or {}) | {"seed": seed}
-
-
 def build(arm: Arm, seed: int = 0, folder: str | Path = checkpoints.FOLDER) -> nn.Module:
     """An arm's model before its first step: a U-Net, a classifier or a writer around the encoder that it begins with.
 
@@ -271,12 +178,6 @@ def begun(encoder: UNetEncoder, arm: Arm, seed: int, folder: str | Path) -> UNet
         check_tensors(tensors, encoder.state_dict(), label)
         encoder.load_state_dict(tensors)
     return encoder
-
-
-def injection_of(arm: Arm) -> dict:
-    """How stage 3 reads the encoder, see :func:`ctvlm_lib.vlm.injection.inject`."""
-    mapping = SPREAD if arm.injected else INPUT_ONLY
-    return {"reference": arm.reference, "mapping": mapping, "at_input": not arm.injected}
 
 
 def _fit(model: nn.Module, arm: Arm, known: Split, settings: Mapping, folder: Path | None = None, **how) -> dict:
@@ -361,39 +262,6 @@ def _store(said: Mapping[str, Mapping[str, np.ndarray]], record: dict, home: Pat
         for split, one in said.items():
             write_said(one, partial / f"{split}.npz")
         checkpoints.write_record(record, partial)
-
-
-def write_said(said: Mapping[str, np.ndarray], path: Path) -> Path:
-    """Write what a model said: fractions as thousandths, whole numbers and texts as they are."""
-    arrays: dict[str, np.ndarray] = {}
-    for name, value in said.items():
-        if value.dtype.kind == "f":
-            whole = np.where(np.isfinite(value), np.rint(1000 * np.nan_to_num(value)), LACKS)
-            arrays[f"{name}.thousandths"] = whole.astype(np.int32)
-        elif value.dtype.kind in "iu":
-            arrays[f"{name}.count"] = value.astype(np.int32)
-        else:
-            arrays[f"{name}.words"] = table_file.packed(map(str, value))
-    return table_file.write(path, arrays)
-
-
-def read_said(path: str | Path) -> dict[str, np.ndarray]:
-    """Read what :func:`write_said` wrote.
-
-    Raises:
-        BadInput: not such a file.
-    """
-    read: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-        "thousandths": lambda one: np.where(one == LACKS, np.nan, one / 1000),
-        "count": lambda one: one,
-        "words": lambda one: np.array(table_file.unpacked(one), dtype=object),
-    }
-
-    def made(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        parts = ((*name.rsplit(".", 1), one) for name, one in arrays.items())
-        return {name: read[how](one) for name, how, one in parts}
-
-    return table_file.read(path, made, "what an arm of U-VLM said")
 
 
 def store_truth(world: World, results: str | Path = RESULTS) -> Path:

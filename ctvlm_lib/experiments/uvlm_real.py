@@ -21,7 +21,6 @@ from pathlib import Path
 
 import pandas as pd
 from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -35,18 +34,20 @@ from ctvlm_lib.encoder.unet import unet, unet_encoder
 from ctvlm_lib.errors import BadInput, atomic_path
 from ctvlm_lib.experiments import uvlm
 from ctvlm_lib.experiments.local_global_real_data import Tell, pace
-from ctvlm_lib.experiments.uvlm import CLS, REP, SEG
+from ctvlm_lib.experiments.uvlm_arms import CLS, REP, SEG, injection_of
 from ctvlm_lib.experiments.uvlm_real_cost import cost
 from ctvlm_lib.experiments.uvlm_real_data import CHEST, LABELS, Volumes
 from ctvlm_lib.experiments.uvlm_real_listed import DATA, listed, usable
 from ctvlm_lib.experiments.uvlm_real_options import PUBLISHED, UNSAID, Task, arm_of, chain, plain
 from ctvlm_lib.experiments.uvlm_real_scores import RADBERT, WORDS, ask, labeller_of, table, truth_of
+from ctvlm_lib.experiments.uvlm_said import read_said, write_said
 from ctvlm_lib.experiments.uvlm_tables import TABLE
 from ctvlm_lib.run import run_folder
 from ctvlm_lib.segment import unet_training
 from ctvlm_lib.segment.class_maps import ClassMap
 from ctvlm_lib.sources import Sources, load
 from ctvlm_lib.training import Curve, Training
+from ctvlm_lib.training_processes import joined
 from ctvlm_lib.vlm import report_writer
 
 OPTIONS = ("patients", "steps", "batch", "epochs", "workers")  # of the command line
@@ -79,7 +80,7 @@ def run(
     """Train an arm, and before it those that it begins with, on a user's data; ask each about the test split.
 
     Args:
-        name: one of :data:`ctvlm_lib.experiments.uvlm.ARMS`, with ``-abdomen`` behind it for AbdomenAtlas.
+        name: one of :data:`ctvlm_lib.experiments.uvlm_arms.ARMS`, with ``-abdomen`` behind it for AbdomenAtlas.
         given: where data and weights lie, and what is otherwise.
         seed: of everything random.
         home: gets ``results/<label>/`` and ``checkpoints/<label>/`` of each arm, and ``training``.
@@ -93,7 +94,7 @@ def run(
         BadInput: an arm, option, table, volume or weights that can't be used, or an arm that it begins with that was
             trained otherwise.
     """
-    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # by itself it doesn't look there
+    state = joined()
     first, home = state.is_main_process, Path(home)
     tell: Tell = (lambda line: print(line, flush=True)) if progress and first else (lambda line: None)
     tasks = chain(name, label or of_seed(name, seed), given, seed, changes)
@@ -127,7 +128,7 @@ def build(task: Task, given: Sources, seed: int, home: Path) -> nn.Module:
     encoder = uvlm.begun(unet_encoder(seed=seed, **config.switches), arm, seed, home / "checkpoints")
     if arm.stage == CLS:
         return QueryClassifier(encoder, LABELS[task.scope], seed=seed)
-    tokenizer, how = tokenizer_of(given.tokenizer), uvlm.injection_of(arm)
+    tokenizer, how = tokenizer_of(given.tokenizer), injection_of(arm)
     return report_writer.with_tokenizer(encoder, tokenizer, config.decoder, how, config.attention, seed)
 
 
@@ -218,8 +219,8 @@ def _score(task: Task, known: dict[str, Volumes], given: Sources, home: Path, te
                 continue
             counted = pace(f"{split}: volumes asked", len(known[split]), tell)
             asked = ask(model, known[split], task.arm, task.config, labeller, counted)
-            said[split] = uvlm.read_said(uvlm.write_said(asked, partial / f"{split}.npz"))
-            truth[split] = uvlm.read_said(uvlm.write_said(truth_of(known[split]), partial / f"truth-{split}.npz"))
+            said[split] = read_said(write_said(asked, partial / f"{split}.npz"))
+            truth[split] = read_said(write_said(truth_of(known[split]), partial / f"truth-{split}.npz"))
         found, notes = table(said, truth, task.arm, task.scope)
         found.to_csv(partial / TABLE, index=False, lineterminator="\n")
         record |= {"notes": notes, "minutes of scoring": round((time.monotonic() - begun) / 60, 2)}

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 from ctvlm_lib.alignment.classification import QueryClassifier
 from ctvlm_lib.alignment.radgenome_cost import BACKWARD, IN_TRAINING, SUSTAINED
 from ctvlm_lib.encoder.unet import unet, unet_encoder
-from ctvlm_lib.experiments.uvlm import CLS, SEG, Arm
+from ctvlm_lib.experiments.uvlm_arms import CLS, SEG, Arm
 from ctvlm_lib.experiments.uvlm_real_data import LABELS
 from ctvlm_lib.experiments.uvlm_real_options import OnReal
 from ctvlm_lib.notebook_progress import duration

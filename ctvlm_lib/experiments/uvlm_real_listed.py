@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ctvlm_lib.errors import BadInput
-from ctvlm_lib.experiments.uvlm import SEG
+from ctvlm_lib.experiments.uvlm_arms import SEG
 from ctvlm_lib.experiments.uvlm_real_data import ABDOMEN, CHEST, Scan, Store, Volumes
 from ctvlm_lib.records import abdomen_atlas, ct_rate, table
 from ctvlm_lib.records.segmentation_cases import Cases, abdomen_cases, chest_cases
@@ -30,7 +30,7 @@ def listed(stage: str, granularity: str, scope: str, given: Sources, config) -> 
     """Which scans a stage has, by split; no volume is opened.
 
     Args:
-        stage: one of :data:`ctvlm_lib.experiments.uvlm.STAGES`. granularity: of stage 1.
+        stage: one of :data:`ctvlm_lib.experiments.uvlm_arms.STAGES`. granularity: of stage 1.
         scope: "chest", CT-RATE, or "abdomen", AbdomenAtlas.
         given: where the data lie.
         config: of :class:`ctvlm_lib.experiments.uvlm_real_options.OnReal`.

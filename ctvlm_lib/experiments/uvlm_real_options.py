@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 
 from ctvlm_lib.alignment.arm_tables import of_seed
 from ctvlm_lib.errors import BadInput
-from ctvlm_lib.experiments import uvlm
-from ctvlm_lib.experiments.uvlm import CLS, REP, SEG, STAGES, Arm
+from ctvlm_lib.experiments import uvlm_arms
+from ctvlm_lib.experiments.uvlm_arms import CLS, REP, SEG, STAGES, Arm
 from ctvlm_lib.experiments.uvlm_real_data import ABDOMEN, CHEST
 from ctvlm_lib.experiments.uvlm_real_scores import WORDS
 from ctvlm_lib.sources import Sources
@@ -115,7 +115,7 @@ def arm_of(name: str) -> tuple[Arm, str]:
         BadInput: no such arm, or one with a pretrained decoder.
     """
     scope = ABDOMEN if name.endswith(ENDING) else CHEST
-    arm = uvlm.arm_of(name.removesuffix(ENDING))
+    arm = uvlm_arms.arm_of(name.removesuffix(ENDING))
     if arm.lora:
         raise BadInput(f"{name} needs Qwen3-4B with LoRA, which profile paper doesn't train; take an arm without -lora")
     return replace(arm, start=arm.start + ENDING if arm.start and scope == ABDOMEN else arm.start), scope

@@ -18,7 +18,7 @@ from ctvlm_lib.evaluate.abnormalities import denies
 from ctvlm_lib.evaluate.labels import choose_thresholds
 from ctvlm_lib.evaluate.radbert import THRESHOLD, ReportLabeller, load_radbert
 from ctvlm_lib.evaluate.zero_shot import Drawn
-from ctvlm_lib.experiments.uvlm import CLS, REP, Arm
+from ctvlm_lib.experiments.uvlm_arms import CLS, REP, Arm
 from ctvlm_lib.experiments.uvlm_real_data import ABDOMEN, CHEST, LABELS, Volumes
 from ctvlm_lib.experiments.uvlm_tables import COLUMNS, SHARES, bleu_of, f1_of, mean_dice
 from ctvlm_lib.segment import unet_training

@@ -16,7 +16,8 @@ from ctvlm_lib.evaluate.labels import choose_thresholds
 from ctvlm_lib.evaluate.text import text_statistics
 from ctvlm_lib.evaluate.zero_shot import Drawn
 from ctvlm_lib.experiments.stored_arms import StoredArms
-from ctvlm_lib.experiments.uvlm import CLS, ORGANS, PREFIX, REP, SEG, read_said
+from ctvlm_lib.experiments.uvlm_arms import CLS, PREFIX, REP, SEG
+from ctvlm_lib.experiments.uvlm_said import ORGANS, read_said
 from ctvlm_lib.records.report import LABELS
 from ctvlm_lib.segment.class_maps import ClassMap
 

@@ -17,8 +17,8 @@ from ctvlm_lib.alignment import arms as pretraining
 from ctvlm_lib.evaluate.text_papers import variant_for
 from ctvlm_lib.experiments.chat_arms import ARMS as CHATS
 from ctvlm_lib.experiments.local_global import ARMS as ALIGNED
-from ctvlm_lib.experiments.uvlm import ARMS as STAGED
-from ctvlm_lib.experiments.uvlm import REP
+from ctvlm_lib.experiments.uvlm_arms import ARMS as STAGED
+from ctvlm_lib.experiments.uvlm_arms import REP
 from ctvlm_lib.experiments.vlm_arms import ARMS
 from ctvlm_lib.experiments.vlm_tables import pooled_kinds
 from ctvlm_lib.ledger import chat, local_global, real_places, uvlm

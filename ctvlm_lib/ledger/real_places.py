@@ -4,7 +4,7 @@ import re
 from dataclasses import replace
 
 from ctvlm_lib.evaluate.text_papers import variant_for
-from ctvlm_lib.experiments.uvlm import ARMS
+from ctvlm_lib.experiments.uvlm_arms import ARMS
 from ctvlm_lib.experiments.vlm_tables import pooled_kinds
 from ctvlm_lib.ledger import local_global, uvlm
 from ctvlm_lib.ledger.published import Published

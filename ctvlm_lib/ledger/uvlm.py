@@ -13,7 +13,7 @@ import pandas as pd
 from ctvlm_lib.alignment.arm_tables import name_and_seed
 from ctvlm_lib.evaluate.intervals import Interval
 from ctvlm_lib.evaluate.paired import PairedDifference
-from ctvlm_lib.experiments.uvlm import PREFIX
+from ctvlm_lib.experiments.uvlm_arms import PREFIX
 from ctvlm_lib.experiments.uvlm_protocol import FILES, load
 from ctvlm_lib.experiments.uvlm_tables import COLUMNS, TABLE, Store, measures_of
 from ctvlm_lib.ledger import own_protocol

@@ -15,7 +15,7 @@ from ctvlm_lib import checkpoints
 from ctvlm_lib.alignment.arm_tables import RESULTS, name_and_seed
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.experiments import answers, asked, chat_tables, predicted_prompts
-from ctvlm_lib.experiments import uvlm as staged
+from ctvlm_lib.experiments import uvlm_arms as staged
 from ctvlm_lib.experiments.answers import AS_ASKED
 from ctvlm_lib.experiments.asked import Asked
 from ctvlm_lib.ledger import chat, claims, local_global, record_checks, stored_tables, sums, uvlm

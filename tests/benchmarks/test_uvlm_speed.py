@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ctvlm_lib.alignment.scans import as_input
-from ctvlm_lib.experiments import uvlm
+from ctvlm_lib.experiments import uvlm, uvlm_arms
 from ctvlm_lib.vlm import report_writer
 
 REPORTS, WORDS = 8, 80
@@ -19,7 +19,7 @@ def scans():
 
 @pytest.fixture(scope="module")
 def writer():
-    return uvlm.build(uvlm.Arm(uvlm.REP, injected=True)).eval()
+    return uvlm.build(uvlm_arms.Arm(uvlm_arms.REP, injected=True)).eval()
 
 
 @pytest.fixture(scope="module")
