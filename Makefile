@@ -37,7 +37,7 @@ help:
 	@echo "make lab        open the notebooks in JupyterLab"
 	@echo "make app        open the explorer in a browser"
 	@echo "make bench      time what has a promised speed"
-	@echo "make fuzz       read 5,400 damaged files with every reader, in at most ten minutes"
+	@echo "make fuzz       give 5,400 damaged files to the readers, in at most ten minutes"
 	@echo "make kill       kill ctvlm run at fifty random moments, and see that it ends with the same tables"
 	@echo "make notebooks  run the workbook and store the executed notebooks that changed"
 	@echo "make lint       check the style of the code"

@@ -39,6 +39,18 @@ def could_hold(path: Path, size: int, packed: bool) -> bool:
     return size <= path.stat().st_size * (PACKED_AT_MOST if packed else 1)
 
 
+def unpacked_size(file: BinaryIO, most: int) -> int:
+    """How many bytes zlib's stream in the rest of a file holds; counting ends at ``most``, and none are kept.
+
+    Raises:
+        zlib.error: the stream is damaged.
+    """
+    stream, size = zlib.decompressobj(), 0
+    while size < most and (packed := stream.unconsumed_tail or file.read(_PART)):
+        size += len(stream.decompress(packed, _PART))
+    return size
+
+
 def read_csv(path: Path, columns: Sequence[str] = (), **options) -> "pandas.DataFrame":
     """Read a table that an earlier run left.
 

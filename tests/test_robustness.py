@@ -14,6 +14,7 @@ from pathlib import Path
 import helpers_gguf
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 from fuzz.case import FAULT, READ, SENTENCE, Bench
 from fuzz.damage_images import bomb
@@ -254,11 +255,28 @@ def test_a_metaimage_that_claims_a_billion_voxels_or_none_is_refused(tmp_path):
     content = path.read_bytes()
     packed = re.search(rb"CompressedDataSize = \d+", content)[0]
     for old, new, told in (
-        (b"DimSize = 4 5 6", b"DimSize = 1000 1000 1000", "more than it can hold"),
-        (b"DimSize = 4 5 6", b"DimSize = 0 5 6", ""), (packed, b"CompressedDataSize = -5", "claims -5 packed bytes"),
+        (b"DimSize = 4 5 6", b"DimSize = 1000 1000 1000", "2,000,000,000 bytes, and has 240;"),
+        (b"DimSize = 4 5 6", b"DimSize = 4 5 7", "280 bytes, and has 240;"),
+        (b"DimSize = 4 5 6", b"DimSize = 0 5 6", "a.mha"),
+        (packed, b"CompressedDataSize = -5", "claims -5 packed bytes"),
     ):  # fmt: skip
         path.write_bytes(content.replace(old, new))
         with pytest.raises(BadInput, match=told):
+            stoic.load_volume(path)
+
+
+def test_a_metaimage_that_is_cut_short_is_not_filled_up_with_what_memory_held(tmp_path):
+    """ITK only warns, and what it warns of looks like HU."""
+    image = sitk.GetImageFromArray(np.random.default_rng(0).integers(-1000, 1000, (40, 20, 30)).astype(np.int16))
+    for packed in (True, False):
+        path = tmp_path / f"{packed}.mha"
+        sitk.WriteImage(image, str(path), useCompression=packed)
+        head, mark, numbers = path.read_bytes().partition(b"ElementDataFile = LOCAL\n")
+        assert stoic.load_volume(path).hu.shape == (40, 20, 30)
+        half = numbers[: len(numbers) // 2]
+        head = re.sub(rb"CompressedDataSize = \d+", b"CompressedDataSize = %d" % len(half), head)
+        path.write_bytes(head + mark + half)
+        with pytest.raises(BadInput, match="claims .* voxels, 48,000 bytes, and has"):
             stoic.load_volume(path)
 
 

@@ -113,9 +113,12 @@ def unpacked(path: str | Path) -> Iterator[tuple[Path, tuple[Path, ...]]]:
         except NOT_ZIP as error:
             raise BadInput(f"{path.name} is damaged or isn't a zip ({error}); fetch it again") from None
         except OSError as error:
-            if error.filename == str(path):
-                raise BadInput(f"can't read {path}: {error.strerror}; give an archive of results") from None
-            raise BadInput(f"{path.name} has a file and a folder of one name; it isn't made by ctvlm archive") from None
+            clash = isinstance(error, FileExistsError | NotADirectoryError | IsADirectoryError)
+            if clash and error.filename != str(path):
+                raise BadInput(
+                    f"{path.name} has a file and a folder of one name; it isn't made by ctvlm archive"
+                ) from None
+            raise BadInput(f"can't unpack {path}: {error.strerror}; give an archive of results, and room") from None
         for file in home.rglob("*.npz"):
             _bounded(file)
         wanted = (*PROTOCOL, f"{FOLDER}/sums.csv")

@@ -227,7 +227,7 @@ def label_table(path: Path) -> dict[int, str]:
     """The names that TotalSegmentator and others write into the NIfTI header extension; empty if there are none."""
     extensions = [e for e in open_nifti(path, header_only=True).header.extensions if e.get_code() in (0, 30)]
     text = " ".join(bytes(e.content).decode("utf-8", "replace") for e in extensions)
-    found = re.findall(r'<Label Key="([0-9]{1,5})"[^>]*>\s*<!\[CDATA\[(.*?)\]\]>', text)  # ids have 16 bits
+    found = re.findall(r'<Label Key="([0-9]{1,5})"[^>]*>\s*<!\[CDATA\[(.*?)\]\]>', text)  # of at most five digits
     return {int(k): v for k, v in found if int(k)}
 
 

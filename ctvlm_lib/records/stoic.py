@@ -18,13 +18,14 @@ medvista3d.txt, appendix.
 """
 
 import math
-import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
-from ctvlm_lib.damaged import could_hold
+from ctvlm_lib.damaged import unpacked_size
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.records import table
 from ctvlm_lib.records.record import Record
@@ -93,13 +94,10 @@ def load_volume(path: str | Path) -> Volume:
     reader.SetImageIO("MetaImageIO")
     reader.SetFileName(str(path))
     try:
-        _check_packed_size(path)
         reader.ReadImageInformation()
-        if not could_hold(path, math.prod(reader.GetSize()) * reader.GetNumberOfComponents(), packed=True):
-            size = grid.size_text(reader.GetSize())
-            raise BadInput(f"{path.name} claims {size} voxels, more than it can hold; fetch it again")
+        _check_content(path, reader)
         image = reader.Execute()
-    except (OSError, RuntimeError):
+    except (OSError, RuntimeError, zlib.error):
         raise BadInput(f"{path.name} is not a readable .mha volume; fetch it again") from None
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
         raise BadInput(f"{path.name} has {image.GetDimension()} axes; one CT of 3 axes, one value a voxel, is expected")
@@ -112,13 +110,35 @@ def load_volume(path: str | Path) -> Volume:
     return found
 
 
-def _check_packed_size(path: Path) -> None:
-    """ITK makes room for as many packed bytes as the header claims."""
+def _check_content(path: Path, reader) -> None:
+    """Refuse a file with fewer bytes of voxels than its header claims.
+
+    ITK makes room for what is claimed, packed and unpacked, and leaves in it whatever memory held where less is there.
+    """
+    import SimpleITK as sitk
+
+    one = sitk.GetArrayViewFromImage(sitk.Image([1] * reader.GetDimension(), reader.GetPixelID()))
+    wanted = math.prod(reader.GetSize()) * reader.GetNumberOfComponents() * one.itemsize
     with open(path, "rb") as file:
-        claimed = re.search(rb"^CompressedDataSize *= *(\S+)", file.read(4096), re.MULTILINE)
-    if claimed and not (claimed[1].isdigit() and could_hold(path, int(claimed[1]), packed=False)):
-        raise BadInput(f"{path.name} claims {claimed[1].decode(errors='replace')} packed bytes, and has"
-                       f" {path.stat().st_size:,}; fetch it again")  # fmt: skip
+        header = _header(file)
+        there = path.stat().st_size - file.tell()
+        if header.get("CompressedData", "")[:1] in tuple("Tt1"):
+            claimed = header.get("CompressedDataSize", "0")
+            if not claimed.isdigit() or int(claimed) > there:
+                raise BadInput(f"{path.name} claims {claimed} packed bytes, and has {there:,}; fetch it again")
+            there = unpacked_size(file, wanted)
+    if not 0 < wanted <= there:
+        size = grid.size_text(reader.GetSize())
+        raise BadInput(f"{path.name} claims {size} voxels, {wanted:,} bytes, and has {there:,}; fetch it again")
+
+
+def _header(file: BinaryIO) -> dict[str, str]:
+    """A MetaImage's header; the file is left where its numbers begin."""
+    found: dict[str, str] = {}
+    while "ElementDataFile" not in found and (line := file.readline(4096)):
+        key, _, value = line.decode("latin-1").partition("=")
+        found[key.strip()] = value.strip()
+    return found
 
 
 def _rows(path: Path, names: dict[str, str]) -> tuple[dict[str, dict[str, str]], list[str]]:

@@ -59,7 +59,7 @@ def _campaign(home: Path, args: argparse.Namespace) -> int:
     worker = Worker(home, args.out / "printed.log")
     begun, outcomes = time.monotonic(), []
     shares = {name: TARGETS[name].share for name in names}
-    each = {name: 1 + round(share * args.files / sum(shares.values())) for name, share in shares.items()}
+    each = {name: max(1, round(share * args.files / sum(shares.values()))) for name, share in shares.items()}
     try:
         for first in range(0, max(each.values()), ROUND):  # a campaign that is stopped has seen every reader
             for name in names:
@@ -91,9 +91,9 @@ def _replay(home: Path, args: argparse.Namespace) -> int:
 
 
 def _line(one: Outcome) -> str:
+    again = f"make fuzz ARGS=\"--replay '{one.target}:{one.number}' --seed {one.seed}\""
     return (
-        f'{one.outcome}: {one.told}\n    --replay "{one.target}:{one.number}" --seed {one.seed}    ({one.damage},'
-        f" {one.seconds:.2f} s, {one.megabytes:.0f} MB)"
+        f"{one.outcome}: {one.told[:500]}\n    {again}    ({one.damage}, {one.seconds:.2f} s, {one.megabytes:.0f} MB)"
     )
 
 

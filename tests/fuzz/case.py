@@ -172,7 +172,9 @@ def _facts(folder: Path) -> dict[str, tuple]:
 
 
 def _content(path: Path) -> bytes | None:
-    return path.read_bytes() if path.is_file() else None
+    """None where there is none, or it mayn't be read: of that one size and time have to do."""
+    with contextlib.suppress(OSError):
+        return path.read_bytes() if path.is_file() else None
 
 
 def _changes(before: dict, after: dict, own: bytes | None, now: bytes | None) -> str:

@@ -21,7 +21,7 @@ from ctvlm_lib.alignment import radgenome_pairs
 from ctvlm_lib.alignment.radgenome_recipe import OnRadGenome
 from ctvlm_lib.alignment.radgenome_texts import rewrites_of
 from ctvlm_lib.experiments import local_global_real, real_arms, uvlm_real_options
-from ctvlm_lib.experiments.uvlm import SEG, STAGES
+from ctvlm_lib.experiments.uvlm_arms import SEG, STAGES
 from ctvlm_lib.ledger import audit
 from ctvlm_lib.prompt import batch, command
 from ctvlm_lib.prompt.render import Style
@@ -239,7 +239,7 @@ RECORDS = (
            lambda folder: write_csv(folder / "names.csv", ("id", "name"), [(1, "liver"), (3, "spleen")]),
            _read_names),
     Target("sources", _sources, lambda folder, file: sources.load(file), ("*.toml",)),
-    Target("options of the papers' arms", _options, _read_options, ("*.toml",)),
+    Target("options of arms on real data", _options, _read_options, ("*.toml",)),
     Target("protocol", _tomls, _read_protocol, ("*.toml",)),
     Target("manifest of assets", _copied("data_samples/manifest.toml"), _manifest),
     Target("paper audit", _copied("ctvlm_lib/ledger/audit.toml"), lambda folder, file: audit.load.__wrapped__(file)),

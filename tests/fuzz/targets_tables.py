@@ -15,7 +15,7 @@ from ctvlm_lib.alignment.arm_tables import RESULTS
 from ctvlm_lib.alignment.m3d_pretrain import Retrieved
 from ctvlm_lib.alignment.scoring import Predictions
 from ctvlm_lib.evaluate.text_registry import ROBERTA
-from ctvlm_lib.experiments import answers, asked, chat_tables, local_global_tables, real_arms, uvlm, uvlm_tables
+from ctvlm_lib.experiments import answers, asked, chat_tables, local_global_tables, real_arms, uvlm_said, uvlm_tables
 from ctvlm_lib.experiments import vlm_tables as arms
 from ctvlm_lib.experiments.local_global import Said
 from ctvlm_lib.explore import keep
@@ -91,7 +91,7 @@ def _chat(folder: Path, file: Path) -> None:
 
 
 def _uvlm(folder: Path, file: Path) -> None:
-    uvlm.read_said(folder / "uvlm-cls-CL" / "validation.npz")
+    uvlm_said.read_said(folder / "uvlm-cls-CL" / "validation.npz")
     uvlm_tables.read_table(folder / "uvlm-cls-CL")
 
 
