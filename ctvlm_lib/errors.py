@@ -3,7 +3,8 @@
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,6 +18,16 @@ class BadInput(ValueError):
     def __str__(self) -> str:
         """The message, with "?" for halves of surrogate pairs, which files may hold and no terminal shows."""
         return super().__str__().encode("utf-8", "replace").decode("utf-8")
+
+
+def exit_code(work: Callable[[], object]) -> int:
+    """Do the work of a small command: 0, or 2 after the sentence about what its user can correct."""
+    try:
+        work()
+    except BadInput as error:
+        print(f"ctvlm: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 @contextmanager

@@ -219,10 +219,10 @@ def train(
                     checkpoint.save(network, optimizer, settings, folder, curve, write=main)
                 accelerator.wait_for_everyone()
             says.step(row)
+    if checkpoint.frozen_hash(network) != frozen:
+        raise RuntimeError("a frozen tensor changed in training: something writes to it besides the optimiser")
     if sharded:
         processes.bring_home(network, model)
-    if checkpoint.frozen_hash(model) != frozen:
-        raise RuntimeError("a frozen tensor changed in training: something writes to it besides the optimiser")
     model.eval()
     return curve
 

@@ -69,14 +69,20 @@ def save(
     """
     folder = Path(folder)
     target = folder / f"step-{len(curve):07d}"
-    # clones: safetensors refuses tensors that share memory
-    tensors = {n: whole(t).cpu().clone().contiguous() for n, t in moving(model).items()}
-    state, frozen_now = tree_map(whole, optimizer.state_dict()), frozen_hash(model)
+
+    def kept(one):
+        """In the memory of the process that writes; the others only take part in bringing it together."""
+        found = whole(one)
+        return (found.cpu() if isinstance(found, torch.Tensor) else found) if write else None
+
+    tensors = {name: kept(tensor) for name, tensor in moving(model).items()}
+    state, frozen_now = tree_map(kept, optimizer.state_dict()), frozen_hash(model)
     if not write:
         return target
     with atomic_path(target) as partial:
         partial.mkdir()
-        save_file(tensors, partial / "model.safetensors")
+        # clones: safetensors refuses tensors that share memory
+        save_file({n: t.clone().contiguous() for n, t in tensors.items()}, partial / "model.safetensors")
         torch.save(state, partial / "optimizer.pt")
         record = {"settings": asdict(settings), "frozen": frozen_now, "curve": curve}
         (partial / "curve.json").write_text(json.dumps(record), encoding="utf-8")
@@ -86,13 +92,12 @@ def save(
     return target
 
 
-def resume(model, optimizer, settings: "Training", folder: str | Path | None, device="cpu") -> list[dict]:
+def resume(model, optimizer, settings: "Training", folder: str | Path | None) -> list[dict]:
     """Load the latest checkpoint of a folder into model and optimiser.
 
     Args:
         model, optimizer: prepared. settings: that the checkpoint must have been made with.
         folder: of checkpoints; None for none.
-        device: where the file's tensors are read to; the optimiser takes them to where its weights are.
 
     Returns:
         Its curve; an empty one where no folder is given or no checkpoint lies there.
@@ -108,7 +113,7 @@ def resume(model, optimizer, settings: "Training", folder: str | Path | None, de
         record = _record(latest / "curve.json")
         tensors = load_file(latest / "model.safetensors")
         _check_claims(latest / "optimizer.pt")
-        state = torch.load(latest / "optimizer.pt", map_location=device, weights_only=True)
+        state = torch.load(latest / "optimizer.pt", map_location="cpu", weights_only=True)
     except Exception as error:  # whatever the three readers raise, the advice is the same
         why = f"{type(error).__name__}: {str(error)[:200]}"
         raise BadInput(f"the checkpoint {latest} can't be read ({why}); remove it to start anew") from error

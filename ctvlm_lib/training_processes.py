@@ -16,8 +16,8 @@ from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, parse_flag_from_env
 from torch import distributed, nn
 
 from ctvlm_lib.errors import BadInput
@@ -27,6 +27,22 @@ if TYPE_CHECKING:
     from ctvlm_lib.training import Step
 
 
+def joined() -> PartialState:
+    """This process among those that were started, before anything is trained.
+
+    Raises:
+        BadInput: processes that are alone.
+    """
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # by itself it doesn't look there
+    started = int(os.environ.get("WORLD_SIZE", 1))
+    if started > state.num_processes:  # each would train alone, and all would write into one folder
+        raise BadInput(
+            f"{started} processes were started and don't find each other, as there is no GPU here; set"
+            " ACCELERATE_USE_CPU=true to train on the CPU"
+        )
+    return state
+
+
 def begin() -> Accelerator:
     """What ``accelerate launch`` asked for, as far as the training loop can do it.
 
@@ -34,21 +50,15 @@ def begin() -> Accelerator:
         BadInput: DeepSpeed, FSDP1, FSDP with its loading from one process, FSDP on CPUs, or processes that are
             alone.
     """
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+    if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
         raise BadInput(
             "this training can't be run by DeepSpeed, which keeps the optimiser where checkpoints here don't reach it;"
             " launch it with fsdp2.yaml, which shares out the same tensors as ZeRO-3, or with ddp.yaml"
         )
     alike = DistributedDataParallelKwargs(find_unused_parameters=True)  # a step may leave a head out
     accelerator = Accelerator(mixed_precision="no", kwargs_handlers=[alike])
-    started = int(os.environ.get("WORLD_SIZE", 1))
-    if started > accelerator.num_processes:  # each would train alone, and all would write into one folder
-        raise BadInput(
-            f"{started} processes were started and don't find each other, as there is no GPU here; set"
-            " ACCELERATE_USE_CPU=true to train on the CPU"
-        )
-    asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-    if asked and accelerator.num_processes > 1 and not is_sharded(accelerator):
+    joined()
+    if parse_flag_from_env("ACCELERATE_USE_FSDP") and accelerator.num_processes > 1 and not is_sharded(accelerator):
         raise BadInput(
             "accelerate shares out weights (FSDP) on GPUs only, and these processes compute on"
             f" {accelerator.device.type}; launch them with cpu_pair.yaml"
@@ -143,8 +153,8 @@ def twin(model: nn.Module) -> nn.Module:
     """A copy that FSDP may take apart, while the model stays whole where it is.
 
     Raises:
-        BadInput: a single number that learns, which FSDP refuses, or a hook that holds on to a module of the model,
-            which a copy can't be given.
+        BadInput: a single number among the parameters, which FSDP refuses, or a hook that holds on to a module of the
+            model, which a copy can't be given.
     """
     if single := [name for name, parameter in model.named_parameters() if parameter.ndim == 0]:
         raise BadInput(f"{single[0]} is a single number, which FSDP can't share out; launch with ddp.yaml")

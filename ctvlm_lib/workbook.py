@@ -114,6 +114,15 @@ def _locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+def _previous(path: Path) -> dict[str, dict]:
+    """What an earlier run says of each notebook; nothing where it can't be read, or holds something else."""
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))["notebooks"].items()
+        return {number: entry for number, entry in entries if isinstance(entry, dict) and "status" in entry}
+    except (OSError, KeyError, TypeError, AttributeError, *NOT_JSON):
+        return {}
+
+
 class _WorkbookRun:
     """One call of :func:`run`: what is chosen, how it goes, and the record ``run.json``."""
 
@@ -122,13 +131,9 @@ class _WorkbookRun:
         self.record = {"profile": profile, "seed": seed, "environment": environment_record(), "notebooks": {}}
         self._writing = threading.Lock()
         self.threads: dict[str, str] = {}  # of each notebook's kernel
-        try:
-            self.previous = json.loads((folder / "run.json").read_text(encoding="utf-8"))["notebooks"]
-        except (OSError, KeyError, TypeError, *NOT_JSON):
-            self.previous = {}
+        self.previous = _previous(folder / "run.json")
         for notebook in notebooks:
-            entry = self.previous.get(notebook.number) if isinstance(self.previous, dict) else None
-            entry = entry if isinstance(entry, dict) and "status" in entry else {"status": "not run"}
+            entry = self.previous.get(notebook.number, {"status": "not run"})
             self.record["notebooks"][notebook.number] = entry | {"name": notebook.name, "title": notebook.title}
 
     def run_all(self, jobs: int = 1) -> int:
@@ -227,7 +232,7 @@ class _WorkbookRun:
     def _estimate(self, notebook: Notebook) -> float | None:
         """Return seconds: as last time, else (only for quick) as measured by the authors or budgeted; None: unknown."""
         last = self.previous.get(notebook.number, {})
-        if last.get("status") in DONE:
+        if last.get("status") in DONE and isinstance(last.get("seconds"), int | float):
             return float(last["seconds"])
         if self.profile != "quick":
             return None

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -11,6 +10,8 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+
+from ctvlm_lib.launch.trial import free_port
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 QUIET = [f"--disable-{what}" for what in ("gpu", "quic", "background-networking", "component-update", "sync")]
@@ -23,12 +24,6 @@ def browser_path() -> str:
         why = "no Chromium on the PATH; install Debian's package chromium"
         pytest.fail(why) if os.environ.get("CI") == "true" else pytest.skip(why)
     return found
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 class Served:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 
@@ -11,6 +10,7 @@ import pytest
 from ctvlm_lib import __main__ as command_line
 from ctvlm_lib import assets
 from ctvlm_lib.alignment import checkpoints
+from ctvlm_lib.launch.trial import free_port
 
 ARM = ["arm", "vit3d-clip-8", "--profile", "quick", "--patients", "8", "--steps", "2"]  # it has no batch statistics
 LABEL = "vit3d-clip-8-patients8-steps2"
@@ -18,12 +18,9 @@ LABEL = "vit3d-clip-8-patients8-steps2"
 
 def launched(out, processes: int) -> subprocess.CompletedProcess:
     """Run the arm in several processes of this machine, which talk through gloo."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes),
               "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
-              "--main_process_port", str(port), "-m", "ctvlm_lib"]  # fmt: skip
+              "--main_process_port", str(free_port()), "-m", "ctvlm_lib"]  # fmt: skip
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, *launch, *ARM, "--out", str(out)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)

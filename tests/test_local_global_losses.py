@@ -2,7 +2,6 @@
 
 import math
 import os
-import socket
 
 import hypothesis.strategies as st
 import pytest
@@ -12,6 +11,7 @@ from hypothesis import given, settings
 from ctvlm_lib.alignment.local_global import PARTS, WEIGHTS, global_loss, local_loss, total_loss
 from ctvlm_lib.alignment.semantic_bank import SemanticBank
 from ctvlm_lib.errors import BadInput
+from ctvlm_lib.launch.trial import free_port
 
 TAU = 0.3
 
@@ -159,10 +159,7 @@ def batch():
 
 
 def test_two_processes_give_the_loss_the_gradients_and_the_bank_of_one(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(worker, (port, str(tmp_path)), nprocs=2)
+    torch.multiprocessing.spawn(worker, (free_port(), str(tmp_path)), nprocs=2)
     image, text, there = batch()
     loss = local_loss(image.requires_grad_(), text, there, 1.0)
     loss.backward()

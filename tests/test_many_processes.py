@@ -5,7 +5,6 @@ import json
 import math
 import os
 import signal
-import socket
 import time
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from ctvlm_lib import training_checkpoint
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.launch import FILES, FOLDER, path, trial
 from ctvlm_lib.launch.costs import HERE, MIXED, WAYS, a_gpu, costs
+from ctvlm_lib.launch.trial import free_port
 from ctvlm_lib.training import Step
 from ctvlm_lib.training_norms import over_all_processes
 from ctvlm_lib.training_processes import begin, check_resumed, means_of_all, twin
@@ -132,12 +132,6 @@ def two_of(target, folder: Path) -> list:
     return made
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
 @pytest.mark.slow
 def test_two_processes_killed_between_checkpoints_go_on_bit_for_bit(compared, tmp_path):
     whole = compared[1] / "several"
@@ -235,10 +229,10 @@ def test_texts_of_unlike_lengths_weigh_alike_in_a_language_model_s_shares(monkey
 def test_reports_of_unlike_lengths_weigh_alike_in_a_writer_s_shares(monkeypatch):
     from helpers_many import small_cohort
 
-    from ctvlm_lib.experiments import uvlm
+    from ctvlm_lib.experiments import uvlm, uvlm_arms
     from ctvlm_lib.vlm import report_writer
 
-    writer = uvlm.build(uvlm.Arm(uvlm.REP))
+    writer = uvlm.build(uvlm_arms.Arm(uvlm_arms.REP))
     with torch.no_grad():
         for tensor in writer.decoder.parameters():
             tensor.mul_(4)  # so that words differ in how likely they are
@@ -270,7 +264,7 @@ def test_the_last_incomplete_batch_of_an_epoch_is_left_out_in_any_number_of_proc
 
 def test_weights_of_shares_have_the_mean_one():
     batch = ["a", "bbbb", "cc", "ddd", "", "f"]
-    weights = [Step(0, 0, rank, 3, part, 1).weight(batch, len) for part in (0,) for rank in range(3)]
+    weights = [Step(0, 0, rank, 3, 0, 1).weight(batch, len) for rank in range(3)]
     assert weights == [pytest.approx(3 * n / 11) for n in (5, 5, 1)]
     assert Step(0, 0).weight(batch, None) == 1.0
     assert Step(0, 0, 1, 2).weight(["", ""], len) == 0.0

@@ -2,7 +2,6 @@
 
 import math
 import os
-import socket
 
 import hypothesis.strategies as st
 import numpy as np
@@ -20,6 +19,7 @@ from ctvlm_lib.alignment import (
     siglip_loss_across,
 )
 from ctvlm_lib.errors import BadInput
+from ctvlm_lib.launch.trial import free_port
 
 
 def unit(n: int, width: int = 5, seed: int = 0, dtype=torch.float64) -> torch.Tensor:
@@ -173,10 +173,7 @@ def worker(rank: int, port: int, folder: str) -> None:
 
 
 def test_two_processes_give_the_loss_and_gradients_of_one(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(worker, (port, str(tmp_path)), nprocs=2)
+    torch.multiprocessing.spawn(worker, (free_port(), str(tmp_path)), nprocs=2)
     both = torch.load(tmp_path / "results.pt", weights_only=True)
     for name in ("siglip", "clip"):
         for same in (False, True):

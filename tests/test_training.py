@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import socket
 from dataclasses import replace
 
 import pytest
@@ -12,6 +11,7 @@ from torch import nn
 
 from ctvlm_lib import training
 from ctvlm_lib.errors import BadInput
+from ctvlm_lib.launch.trial import free_port
 from ctvlm_lib.training import Step, Training, train
 
 SETTINGS = Training(steps=12, lr=1e-2, checkpoint_every=4, seed=3)
@@ -261,10 +261,7 @@ def worker(rank: int, port: int, folder: str) -> None:
 
 
 def test_two_processes_train_as_one_does(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(worker, (port, str(tmp_path)), nprocs=2)
+    torch.multiprocessing.spawn(worker, (free_port(), str(tmp_path)), nprocs=2)
     model = nn.Linear(4, 1)
     nn.init.zeros_(model.weight), nn.init.zeros_(model.bias)
     alone = train(model, plain, SETTINGS, progress=False)

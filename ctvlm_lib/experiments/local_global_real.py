@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
 
 from ctvlm_lib import checkpoints
 from ctvlm_lib.alignment import radgenome_training
@@ -36,6 +35,7 @@ from ctvlm_lib.experiments.local_global_real_tables import table
 from ctvlm_lib.experiments.local_global_tables import READINGS, TABLE
 from ctvlm_lib.run import run_folder
 from ctvlm_lib.sources import Sources, load
+from ctvlm_lib.training_processes import joined
 
 OPTIONS = ("patients", "steps", "batch", "epochs", "workers")  # of the command line
 SCORED = ("validation", "test")
@@ -95,7 +95,7 @@ def run(
     Raises:
         BadInput: an arm, option, table, volume or weights that can't be used.
     """
-    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # by itself it doesn't look there
+    state = joined()
     first, home, label = state.is_main_process, Path(home), label or of_seed(name, seed)
     tell: Tell = (lambda line: print(line, flush=True)) if progress and first else (lambda line: None)
     config, begun = config_of(name, given, seed, changes), time.monotonic()

@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
 
 from ctvlm_lib import checkpoints
 from ctvlm_lib.alignment.arm_tables import of_seed
@@ -33,6 +32,7 @@ from ctvlm_lib.experiments.real_cohort import READERS, RealCohort
 from ctvlm_lib.experiments.vlm_reader import VlmReader, worded
 from ctvlm_lib.records.record import Record, read_jsonl, write_jsonl
 from ctvlm_lib.sources import DECODERS, Sources
+from ctvlm_lib.training_processes import joined
 from ctvlm_lib.vlm import finetune, finetune_saving
 from ctvlm_lib.vlm.feature_cache import FeatureCache
 from ctvlm_lib.vlm.finetune import Finetuning
@@ -119,11 +119,14 @@ def _recipe(arm: RealArm, given: Sources, pictures: int, seed: int) -> Finetunin
         usual["lora_lr"] = 1e-5
     a_step = {**usual, **given.finetuning}["pictures"]
     steps = [max(1, epochs * -(-pictures // a_step)) for epochs in EPOCHS[arm.data]]
-    return Finetuning.from_dict(
+    config = Finetuning.from_dict(
         {"encoder": given.two_towers, "variant": given.variant, "decoder": given.decoders[arm.decoder],
          "size_dhw_vox": given.size_dhw_vox, "scale": "Med3DVLM", "condition": arm.condition, "seed": seed,
          "projector": arm.projector, "projector_steps": steps[0], "lora_steps": steps[1]} | usual | given.finetuning
     )  # fmt: skip
+    if config.learns_from_teacher:
+        raise BadInput(f"arms on your data have no teacher, and [run.finetuning] names {config.teacher}; remove it")
+    return config
 
 
 def run(
@@ -148,7 +151,7 @@ def run(
     Raises:
         BadInput: no such arm, or data or weights that can't be used.
     """
-    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # by itself it doesn't look there
+    state = joined()
     arm, label, home = arm_of(name), of_seed(name, seed), Path(home)
     if arm.decoder == RELEASED and not state.is_main_process:
         return None
@@ -307,7 +310,7 @@ def _released(given: Sources) -> VlmReader:
 
 
 def _features(model, processor, cohort: RealCohort, taught: list[Lesson], condition: str, store: Path) -> FeatureCache:
-    """Features of all training pictures, computed once; other decoders and seeds read them from the disk."""
+    """Features of all training pictures, computed once in each process; other decoders and seeds read them."""
     first = {}
     for record in cohort.records["train"]:
         first.setdefault(cohort.key(record, condition), record)

@@ -2,7 +2,7 @@
 
 import sys
 
-from ctvlm_lib.errors import BadInput
+from ctvlm_lib.errors import exit_code
 from ctvlm_lib.launch import FILES, path
 
 
@@ -12,12 +12,7 @@ def main(words: list[str]) -> int:
         for name, told in FILES.items():
             print(f"{name:16} {told}")
         return 0
-    try:
-        print(path(words[0]))
-    except BadInput as error:
-        print(f"ctvlm: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: print(path(words[0])))
 
 
 if __name__ == "__main__":

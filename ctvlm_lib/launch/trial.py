@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ctvlm_lib.errors import BadInput, atomic_path
+from ctvlm_lib.errors import BadInput, atomic_path, exit_code
 from ctvlm_lib.launch import path
 
 if TYPE_CHECKING:
@@ -75,6 +75,13 @@ def run(folder: str | Path, steps: int = 12, batch: int = 4, checkpoint_every: i
     return curve
 
 
+def free_port() -> int:
+    """A port of this machine that nobody uses now."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 def launched(folder: str | Path, processes: int = 2, steps: int = 12, batch: int = 4) -> subprocess.Popen:
     """Start the trial in several processes of this machine's CPU.
 
@@ -85,12 +92,9 @@ def launched(folder: str | Path, processes: int = 2, steps: int = 12, batch: int
     Returns:
         the launcher; its outputs are pipes of text.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     words = [
         "-m", "accelerate.commands.launch", "--config_file", path("cpu_pair"), "--num_processes", processes,
-        "--main_process_port", port, "-m", "ctvlm_lib.launch.trial", folder, "--steps", steps, "--batch", batch,
+        "--main_process_port", free_port(), "-m", "ctvlm_lib.launch.trial", folder, "--steps", steps, "--batch", batch,
     ]  # fmt: skip
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     return subprocess.Popen([sys.executable, *map(str, words)], env=environment, text=True,
@@ -143,12 +147,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--batch", type=int, default=4)
     given = parser.parse_args(words)
-    try:
-        run(given.folder, given.steps, given.batch)
-    except BadInput as error:
-        print(f"ctvlm: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: run(given.folder, given.steps, given.batch))
 
 
 if __name__ == "__main__":

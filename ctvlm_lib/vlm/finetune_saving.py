@@ -9,7 +9,6 @@ import torch
 from ctvlm_lib import checkpoints
 from ctvlm_lib.alignment.arm_tables import of_seed
 from ctvlm_lib.alignment.checkpoints import check_tensors
-from ctvlm_lib.encoder import frozen
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.training_checkpoint import moving
 from ctvlm_lib.vlm.finetune import Finetuning, build, prepare
@@ -76,7 +75,7 @@ def load_teacher(
         folders: of checkpoints, the first that has it counts.
 
     Returns:
-        The teacher, frozen, and what the student's record says of it: its name and its weights' hash and size.
+        The teacher and what the student's record says of it: its name and its weights' hash and size.
 
     Raises:
         BadInput: it isn't there, or it can't read what the student reads.
@@ -98,4 +97,4 @@ def load_teacher(
             f"the teacher {folder.name} has another {differ[0]} than its student; name one that reads the same"
             " pictures and words"
         )
-    return frozen.freeze(teacher), {"name": folder.name, "weights": record["weights"]}
+    return teacher, {"name": folder.name, "weights": record["weights"]}
