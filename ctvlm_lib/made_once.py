@@ -13,12 +13,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ctvlm_lib import __version__
-from ctvlm_lib.errors import atomic_path
+from ctvlm_lib.errors import BadInput, atomic_path
 
 
 def make_once(
-    target: Path, note: Path, key: str, make: Callable[[], dict], check: Callable[[bool], None], force: bool = False
-) -> tuple[str, dict]:
+    target: Path, note: Path, key: str, make: Callable[[], dict], force: bool = False,
+    check: Callable[[bool], None] | None = None,
+) -> tuple[str, dict]:  # fmt: skip
     """Make an output, or keep the one that was made from the same.
 
     Args:
@@ -26,16 +27,23 @@ def make_once(
         note: JSON beside it.
         key: of :func:`key_of`.
         make: writes ``target`` whole or not at all; returns plain values that go into the note.
-        check: refuses a target that can't be written; called with whether an existing one may be replaced.
         force: replace an existing one.
+        check: refuses other targets that can't be written; called with whether an existing one may be replaced.
 
     Returns:
         "kept" or "done", and what the note holds.
+
+    Raises:
+        BadInput: there is a target that was made from something else, and no force.
     """
     kept = json.loads(note.read_text(encoding="utf-8")) if note.exists() else {}
     if target.exists() and kept.get("key") == key and not force:
         return "kept", kept
-    check(force or "begun" in kept)
+    replaces = force or "begun" in kept
+    if check:
+        check(replaces)
+    if target.exists() and not replaces:
+        raise BadInput(f"{target} exists already; choose another output, or replace it with --force")
     sweep(target)
     sweep(note)
     write_note(note, {"begun": key})

@@ -1,8 +1,9 @@
 """Many cases through Dask: a bounded number under way, each told when it is done, none lost with a worker.
 
 A case is small: paths and options. A worker reads it, writes its output and hands back a row of plain values, so that
-neither the scheduler nor this process ever holds a volume, and both hold as much for 25,000 cases as for a dozen. When
-a worker is lost its case is done again by another one; one that costs four workers is listed, and the rest is finished.
+neither the scheduler nor this process ever holds a volume: the scheduler knows of the cases under way, this process
+keeps a row of each, some kB at most. When a worker is lost its case is done again by another one; one that costs four
+workers is listed, and the rest is finished.
 """
 
 import argparse

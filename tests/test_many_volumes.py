@@ -130,7 +130,7 @@ def held(case: str, folder: Path) -> dict:
             log.write(f"{case}\n")
         return {}
 
-    status, _ = make_once(target, folder / "records" / f"{case}.json", case, make, lambda replaces: None)
+    status, _ = make_once(target, folder / "records" / f"{case}.json", case, make)
     return {"status": status}
 
 

@@ -20,16 +20,6 @@ from ctvlm_lib.volume.prepare import find_cases, prepare_all
 SHAPE = (5, 14, 16)
 
 
-@pytest.fixture(scope="module")
-def scheduler():
-    """A Dask scheduler and a worker inside this process: starting processes would take seconds a test."""
-    from dask.distributed import LocalCluster
-
-    options = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": ":0", "silence_logs": 40}
-    with LocalCluster(processes=False, **options) as cluster:
-        yield cluster.scheduler_address
-
-
 @pytest.fixture
 def cases_folder(tmp_path):
     """Two good CTs and one that is cut short."""

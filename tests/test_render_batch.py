@@ -21,16 +21,6 @@ LIVER = block(SHAPE, ((1, 3, 2), (4, 9, 7)))
 SPLEEN = block(SHAPE, ((1, 4, 10), (4, 9, 14)))
 
 
-@pytest.fixture(scope="module")
-def scheduler():
-    """A Dask scheduler and a worker inside this process: starting processes would take seconds a test."""
-    from dask.distributed import LocalCluster
-
-    options = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": ":0", "silence_logs": 40}
-    with LocalCluster(processes=False, **options) as cluster:
-        yield cluster.scheduler_address
-
-
 @pytest.fixture
 def cases_folder(tmp_path):
     """Two good cases (a folder of masks, a label file), one whose CT is cut short and one without masks."""

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ctvlm_lib.cost.curves import as_range, counted
+from ctvlm_lib.cost.exact import IMAGE_TOKENS, WORDS
 from ctvlm_lib.cost.measure import operations
 from ctvlm_lib.cost.stages import LAYERS, ROW, stage_named
 from ctvlm_lib.errors import BadInput
+from ctvlm_lib.vlm.lora_counts import qwen_config
 from ctvlm_lib.volume import RECIPES
 
 if TYPE_CHECKING:
@@ -43,7 +45,7 @@ class Target:
     what: str
 
 
-_SCAN, _SMALL_QWEN, _IMAGE_AND_WORDS = RECIPES["CT-CLIP"].shape, (896, 24), 256 + 128
+_SCAN, _SMALL_QWEN = RECIPES["CT-CLIP"].shape, qwen_config("Qwen2.5-0.5B")
 TARGETS = (
     Target("resample and scale (VISTA-3D's recipe)", _SCAN, 1, "CT-CLIP's field, 0.75×0.75×1.5 mm"),
     Target("contour", _SCAN, 1, "the same"),
@@ -52,8 +54,9 @@ TARGETS = (
     Target("DCFormer, forward and backward", RECIPES["Med3DVLM"].shape, 1, "the same"),
     Target("ViT3D, forward and backward", RECIPES["MedVista3D"].shape, 1, "MedVista3D's input, our small ViT"),
     Target(
-        "decoder of any width, forward and backward", _SMALL_QWEN[0], _SMALL_QWEN[1] / LAYERS * _IMAGE_AND_WORDS / ROW,
-        "width and layers of Qwen2.5-0.5B, 256 image vectors and 128 words, few different words",
+        "decoder of any width, forward and backward", _SMALL_QWEN.hidden_size,
+        _SMALL_QWEN.num_hidden_layers / LAYERS * (IMAGE_TOKENS + WORDS) / ROW,
+        f"width and layers of Qwen2.5-0.5B, {IMAGE_TOKENS} image vectors and {WORDS} words, few different words",
     ),
 )  # fmt: skip
 

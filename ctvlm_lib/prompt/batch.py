@@ -111,7 +111,7 @@ def _one(case: Case, out: Path, kind: str, names, check: bool, force: bool) -> d
     def make() -> dict:
         return render(case.ct, case.mask, case.roi, target, kind, case.style, names=names, check=check, force=True)
 
-    status, made = make_once(target, note, _key(case, kind, names), make, partial(check_output, target, kind), force)
+    status, made = make_once(target, note, _key(case, kind, names), make, force, partial(check_output, target, kind))
     return {"status": status, "out": target.name, "prompt": made["prompt"]}
 
 

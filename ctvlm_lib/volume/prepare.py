@@ -94,10 +94,6 @@ def _one(case: Case, out: Path, recipe: str, check: bool, force: bool) -> dict:
     target = out / output_name(case)
     note = out / "records" / f"{target.name}.json"
 
-    def refuse(replaces: bool) -> None:
-        if target.exists() and not replaces:
-            raise BadInput(f"{target} exists already; choose another output, or replace it with --force")
-
     def make() -> dict:
         volume = load(case.ct, check=check)
         array = RECIPES[recipe](volume)[0].astype(np.float16)
@@ -107,7 +103,7 @@ def _one(case: Case, out: Path, recipe: str, check: bool, force: bool) -> dict:
             np.save(partial_file, array, allow_pickle=False)
         return {"ct": str(case.ct), "recipe": recipe, "shape": array.shape, "notes": volume.notes}
 
-    status, made = make_once(target, note, key_of((case.ct,), case.name, recipe, check), make, refuse, force)
+    status, made = make_once(target, note, key_of((case.ct,), case.name, recipe, check), make, force)
     told = {"shape": "×".join(map(str, made["shape"][1:])), "notes": "; ".join(made["notes"])}
     return {"status": status, "out": target.name} | told
 
