@@ -92,16 +92,21 @@ def heads(**how):
     return model, train(model, loss, replace(SETTINGS, accumulate=2), **how)
 
 
-def norms(frozen: bool = True, settings: Training = SETTINGS, ends_at: int = -1, size: int = 8, **how):
-    """A frozen layer, a BatchNorm and a layer that learns; may end with an error at a step."""
+def norms(
+    frozen: bool = True, settings: Training = SETTINGS, ends_at: int = -1, size: int = 8, writes: bool = False, **how
+):
+    """A frozen layer, a BatchNorm and one that learns; may end with an error, or count in the frozen layer's buffer."""
     with torch.random.fork_rng():
         torch.manual_seed(1)
         model = nn.Sequential(nn.Linear(5, 7), nn.BatchNorm1d(7), nn.GELU(), nn.Linear(7, 1))
     model[0].requires_grad_(not frozen)
+    model[0].register_buffer("count", torch.zeros(1), persistent=False)
 
     def loss(network, step: Step):
         if step.number == ends_at:
             raise Stopped
+        if writes:
+            network[0].count.add_(1)
         x = torch.from_numpy(step.mine(step.rng("batch").normal(size=(size, 5)))).float()
         return (network(x)[:, 0] - x.sum(1)).square().mean()
 
@@ -192,6 +197,7 @@ def worker(rank: int, port: int, folder: str) -> None:
     with contextlib.redirect_stdout(io.StringIO()) as said:
         dropping(progress=True)
     found["dropping"] = said.getvalue()
+    found["frozen"] = changed_while_frozen()
     found["FSDP on CPUs"] = with_environment({"ACCELERATE_USE_FSDP": "true"}, lambda: refusal(norms))
     found["DeepSpeed"] = with_environment({"ACCELERATE_USE_DEEPSPEED": "true"}, lambda: refusal(norms))
     found |= shared_out(Path(folder))
@@ -224,6 +230,7 @@ def shared_out(folder: Path) -> dict:
             norms(ends_at=3, folder=folder / "half", progress=False)  # one process will go on from here
         found["a temperature"] = refusal(EQUAL["SigLIP"])
         found["stop"] = refusal(lambda **how: norms(stop=bool, **how))
+        found["frozen, shared out"] = changed_while_frozen()
 
     with_environment(asked, all_of_it)
     return found
@@ -237,6 +244,18 @@ def with_environment(values: dict[str, str], run: Callable):
     finally:
         for name in values:
             del os.environ[name]
+
+
+def changed_while_frozen() -> str:
+    """What a training ends with whose loss writes to a frozen layer; "" if nobody noticed.
+
+    Under FSDP a parameter is whole for the time of a loss only, so that what is written to it is lost; a buffer stays.
+    """
+    try:
+        norms(writes=True, progress=False)
+    except RuntimeError as error:
+        return str(error)
+    return ""
 
 
 def refusal(run: Callable) -> str:

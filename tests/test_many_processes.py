@@ -99,6 +99,13 @@ def test_what_several_processes_cannot_train_is_refused_in_each(pair, name, told
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["frozen", "frozen, shared out"])
+def test_a_frozen_tensor_that_changed_is_noticed_in_each_process(pair, name):
+    for found in pair[0]:
+        assert found[name].startswith("a frozen tensor changed in training")
+
+
+@pytest.mark.slow
 def test_a_training_with_random_numbers_of_its_own_says_that_its_curve_is_another(pair):
     (first, second), _ = pair
     assert first["dropping"] == (
