@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from monai.losses import DiceCELoss
-from sklearn.metrics import precision_recall_fscore_support
+from sklearn.metrics import f1_score, precision_recall_fscore_support, roc_auc_score
 
 from ctvlm_lib import checkpoints
 from ctvlm_lib.alignment.classification import QueryClassifier, fit, fit_head
@@ -259,6 +259,24 @@ def test_shares_are_those_of_scikit_learn():
     wanted = precision_recall_fscore_support(truth, called, average="macro", zero_division=0)
     for measure, value in zip(("precision", "recall", "F1"), wanted, strict=False):
         assert f1_of(called, truth, np.ones((1, 40)), measure)[0] == pytest.approx(value)
+
+
+def test_a_classifier_s_area_is_scikit_learn_s_and_needs_no_threshold(store):
+    truth, said = (one.astype(float) for one in (store.truth("test")["labels"],
+                                                 store.said(f"{PREFIX}cls-CL", 0, "test")["logits"]))  # fmt: skip
+    mixed = [j for j in range(len(LABELS)) if 0 < truth[:, j].sum() < len(truth)]
+    found = store.scores(f"{PREFIX}cls-CL", 0)["labels AUROC"]
+    assert found.value == pytest.approx(np.mean([roc_auc_score(truth[:, j], said[:, j]) for j in mixed]))
+    assert found.labels == len(mixed)
+
+
+def test_calling_everything_is_a_floor_of_f1(store):
+    truth, floor = store.truth("test")["labels"], store.everything_called()
+    wanted = f1_score(truth, np.ones_like(truth), average="macro", zero_division=0)
+    assert floor["labels F1"].value == pytest.approx(wanted)
+    frequent = organ_lesions(truth).mean(axis=0)
+    assert floor["lesions F1"].value == pytest.approx(np.mean(2 * frequent / (1 + frequent)))
+    assert floor["labels recall"].value == pytest.approx((truth.sum(axis=0) > 0).mean())
 
 
 def test_a_report_s_measures_are_those_of_its_texts(store):

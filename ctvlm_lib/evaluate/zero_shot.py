@@ -193,7 +193,7 @@ def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
 
 
-def _area(one: Detection, _: float, times: np.ndarray) -> np.ndarray:
+def area(one: Detection, times: np.ndarray) -> np.ndarray:
     """AUROC with a weight for each row: the share of weighted pairs in which the positive scores higher, ties half.
 
     Pairs are counted once for each two patients, and what each weighs in a draw follows in one product of matrices.
@@ -210,7 +210,7 @@ def _area(one: Detection, _: float, times: np.ndarray) -> np.ndarray:
     return np.divide(above, pairs, out=np.full(len(pairs), 0.5), where=pairs > 0)
 
 
-_MEASURED = dict(zip(MEASURES, (_area, _f1, _accuracy, _precision), strict=True))
+_MEASURED = dict(zip(MEASURES, (lambda one, _, times: area(one, times), _f1, _accuracy, _precision), strict=True))
 
 
 def text_pairs(labels: Sequence[str]) -> tuple[list[str], list[str]]:

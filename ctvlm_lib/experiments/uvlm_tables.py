@@ -14,7 +14,7 @@ from ctvlm_lib.damaged import read_csv
 from ctvlm_lib.evaluate.abnormalities import labels_of_report
 from ctvlm_lib.evaluate.labels import choose_thresholds
 from ctvlm_lib.evaluate.text import text_statistics
-from ctvlm_lib.evaluate.zero_shot import Drawn
+from ctvlm_lib.evaluate.zero_shot import Detection, Drawn, area
 from ctvlm_lib.experiments.stored_arms import StoredArms
 from ctvlm_lib.experiments.uvlm_arms import CLS, PREFIX, REP, SEG
 from ctvlm_lib.experiments.uvlm_said import ORGANS, read_said
@@ -63,6 +63,18 @@ class Store(StoredArms):
             self._kept[key] = measured(arm, seed, what)
         return self._kept[key]
 
+    def everything_called(self) -> dict[str, Drawn]:
+        """Every F1, precision and recall on the test split of calling every label for everybody: a floor of F1.
+
+        A threshold for the best F1 comes to this where scores tell nothing, and it is high where findings are frequent.
+
+        Raises:
+            BadInput: what is true of the split isn't stored.
+        """
+        truth = self.truth("test")["labels"].astype(bool)
+        every = np.ones_like(truth)
+        return _shares("labels", every, truth) | _lesion_scores(organ_lesions(every), organ_lesions(truth))
+
     def _of_masks(self, arm: str, seed: int, what: dict) -> dict[str, Drawn]:
         said = self.said(arm, seed, "test")
         lesions = ClassMap.of("phantom", what["granularity"]).lesions
@@ -82,7 +94,9 @@ class Store(StoredArms):
         found = _shares("labels", _called(tuned, known, said, LABELS), truth)
         organs = [np.stack([one[:, of].max(axis=1) for of in _OF_ORGAN.values()], axis=1) for one in (tuned, said)]
         called = _called(organs[0], organ_lesions(known), organs[1], ORGANS)
-        return found | _lesion_scores(called, organ_lesions(truth))
+        found |= _lesion_scores(called, organ_lesions(truth))
+        areas = {"labels": (said, truth), "lesions": (organs[1], organ_lesions(truth))}
+        return found | {f"{what} AUROC": _mean_area(*pair) for what, pair in areas.items()}
 
     def _of_reports(self, arm: str, seed: int, _: dict) -> dict[str, Drawn]:
         said, truth = self.said(arm, seed, "test")["report"], self.truth("test")
@@ -156,6 +170,14 @@ def _lesion_scores(called: np.ndarray, truth: np.ndarray) -> dict[str, Drawn]:
     for k, organ in enumerate(ORGANS):
         found |= _shares(f"{organ} lesions", called[:, [k]], truth[:, [k]])
     return found
+
+
+def _mean_area(scores: np.ndarray, truth: np.ndarray) -> Drawn:
+    """Mean AUROC of the labels that some have and some don't; it needs no threshold, and guessing has 0.5."""
+    patients = np.arange(len(truth))
+    mixed = [j for j in range(truth.shape[1]) if truth[:, j].any() and not truth[:, j].all()]
+    each = [Detection(scores[:, j], truth[:, j], patients) for j in mixed]
+    return Drawn.of(lambda times: np.mean([area(one, times) for one in each], axis=0), len(truth), labels=len(each))
 
 
 def _dice(dice: np.ndarray) -> Drawn:
