@@ -187,6 +187,7 @@ def test_the_command_prints_the_papers_numbers_beside_ours(name, tmp_path, capsy
             assert f"{cell.value:g}" in said
     written = pd.read_csv(tmp_path / "quick" / "tables" / f"{name}.csv")
     assert len(written) == len(published.table(name))
+    assert ("ceiling of the four-way finding" in said) == any(arm in ARMS for arm in written["arm"])
 
 
 def test_an_unknown_table_is_a_sentence_with_suggestions(tmp_path, capsys):

@@ -94,6 +94,17 @@ def test_the_seeds_of_an_arm_become_points_and_their_range(tmp_path):
         arm_tables.table("b", tmp_path)
 
 
+def test_a_ceiling_is_told_as_the_record_has_it(tmp_path):
+    (tmp_path / "A").mkdir()
+    record = {"test": {"ceiling": {"four_way": 0.9424, "low": 0.9, "high": 0.96}}}
+    (tmp_path / "A" / "record.json").write_text(json.dumps(record), encoding="utf-8")
+    told = arm_tables.ceilings(("A",), tmp_path)
+    assert told == "ceiling of the four-way finding, % by encoder: A 94.2 (90.0 to 96.0)"
+    (tmp_path / "A" / "record.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(BadInput, match="record of A holds no ceiling"):
+        arm_tables.ceilings(("A",), tmp_path)
+
+
 def test_stored_arms_are_read_as_one_table():
     names = sorted({arm_tables.name_and_seed(path.parent.name)[0] for path in STORED})
     rows = pd.concat([arm_tables.table(name) for name in names])

@@ -1,10 +1,12 @@
 """What finished arms left, as tables over seeds; needs neither models nor data."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from ctvlm_lib.damaged import read_csv
 from ctvlm_lib.errors import BadInput
+from ctvlm_lib.records.table import read_json
 
 RESULTS = Path(__file__).resolve().parents[2] / "data_samples" / "results" / "full"
 
@@ -18,6 +20,27 @@ def name_and_seed(folder: str) -> tuple[str, int]:
     """Arm and seed of a folder's name: the inverse of :func:`of_seed`."""
     name, seed = re.fullmatch(r"(.+?)(?:-seed(\d+))?", folder).groups()
     return name, int(seed or 0)
+
+
+def ceilings(encoders: Iterable[str], results: str | Path = RESULTS) -> str:
+    """What could be reached on encoders' features, as one line that stands under tables of what decoders reached.
+
+    Args:
+        encoders: arms whose records hold a ceiling, see :func:`ctvlm_lib.alignment.ceiling.ceiling`.
+        results: folder with a folder for each arm.
+
+    Raises:
+        BadInput: a record that isn't there or holds no ceiling.
+    """
+    told = []
+    for name in encoders:
+        try:
+            found = read_json(Path(results) / name / "record.json", dict)["test"]["ceiling"]
+            percent = [f"{100 * found[key]:.1f}" for key in ("four_way", "low", "high")]
+        except (KeyError, TypeError) as error:
+            raise BadInput(f"the record of {name} holds no ceiling ({error}); run `ctvlm arm {name}` again") from None
+        told.append("{} {} ({} to {})".format(name, *percent))
+    return f"ceiling of the four-way finding, % by encoder: {', '.join(told)}"
 
 
 def table(name: str, results: str | Path = RESULTS, split: str = "test"):

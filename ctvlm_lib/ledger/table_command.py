@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ctvlm_lib.alignment.arm_tables import RESULTS, of_seed
+from ctvlm_lib.alignment.arm_tables import RESULTS, ceilings, of_seed
 from ctvlm_lib.errors import atomic_path
 from ctvlm_lib.ledger import published
 from ctvlm_lib.run import check_profile, run_folder
@@ -44,6 +44,7 @@ def command(args: argparse.Namespace) -> int:
     cells = published.table(args.name)
     import pandas as pd
 
+    from ctvlm_lib.experiments.vlm_arms import ARMS
     from ctvlm_lib.ledger import rows, table_text, verdicts  # these bring the models along, which takes seconds
     from ctvlm_lib.ledger.ours import Results
 
@@ -56,6 +57,8 @@ def command(args: argparse.Namespace) -> int:
         run_real(cells, results, args.sources, home)
     found = rows.ledger(cells, results)
     print(table_text.text(name, title, found, verdicts.verdicts(cells[0].paper, results)))
+    if encoders := sorted({ARMS[arm].encoder for arm in found["arm"] if arm in ARMS}):
+        print(f"\n{ceilings(encoders)} (a linear read-out of its own features that is told the region)")
     if args.profile == "paper":
         print(_commands(found))
     smoke = home / "tables" / QUICK.get(name, "-")
