@@ -196,6 +196,36 @@ def test_features_are_computed_once_and_read_back(tmp_path, untrained):
     assert set(kept.keys) == {lesson.key for lesson in some}
 
 
+def test_lines_out_of_the_window_are_learnt_from_kept_apart_and_shown_when_it_is_asked(tmp_path, monkeypatch):
+    cohort, shown = small_cohort(), []
+    models = {}
+    for variant in ("", "-out-of-window"):
+        few = {"regions": 1, "patients": 1, "kinds": ["presence"]}
+        config = recipe_of(f"vlm-A-contour-small{variant}", changes=few)
+        model, processor = finetune.build(config)
+        some = [one for one in lessons_of(cohort, config) if one.records[0].region]
+        kept = features_of(model, cohort.scans["train"], some, config, store=tmp_path)
+        models[variant] = kept.take([some[0].key]).low, model, processor
+    assert len(list(tmp_path.iterdir())) == 2
+    assert not torch.equal(models[""][0], models["-out-of-window"][0])
+
+    reader = VlmReader(*models["-out-of-window"][1:])
+    monkeypatch.setattr(reader, "answer", lambda pictures, groups, condition: shown.append(pictures) or [
+        [("Yes", 0.5)] * len(group) for group in groups])  # fmt: skip
+    ask(reader, some[0].records, cohort.scans["train"], "contour")
+    assert shown[0].max() > 1  # no tissue lies there
+    with torch.no_grad():
+        seen = models["-out-of-window"][1].image_features(torch.from_numpy(shown[0]))
+    torch.testing.assert_close(seen.low, models["-out-of-window"][0], rtol=1e-3, atol=1e-3)  # kept in 16 bits
+
+
+def test_colours_for_an_encoder_of_one_channel_are_refused():
+    with pytest.raises(BadInput, match="need an encoder of 3 channels"):
+        finetune.build(recipe_of("vlm-A-contour-small", changes={"colour": "rgb"}))
+    with pytest.raises(BadInput, match="colour is 'grey'"):
+        recipe_of("vlm-A-contour-small", changes={"colour": "grey"})
+
+
 def test_an_arm_is_trained_asked_and_stored(tmp_path, monkeypatch):
     monkeypatch.setenv("CTVLM_CACHE", str(tmp_path / "cache"))
     cohort = small_cohort()
@@ -226,8 +256,8 @@ def test_the_test_split_is_not_asked_without_a_committed_protocol(monkeypatch):
 
 
 def test_arms_are_encoder_condition_and_decoder():
-    # all but smollm2 from scratch, and but large and smollm2 with a teacher
-    assert len(ARMS) == 3 * 4 * (4 * len(vlm_arms.VARIANTS) - 1 - 2 * 2)
+    # all but smollm2 from scratch, large and smollm2 with a teacher, and lines of another colour without a line
+    assert len(ARMS) == 3 * 4 * (4 * len(vlm_arms.VARIANTS) - 1 - 2 * 2) - 3 * 4
     arm = ARMS["vlm-A-continued-dual-large"]
     assert (arm.encoder, arm.condition, arm.decoder, arm.from_scratch) == ("A-continued", "dual", "large", False)
     assert recipe_of("vlm-B-box-small-scratch", 2, {"lora_lr": 1e-3}).lora_lr == 1e-3

@@ -286,7 +286,7 @@ def _trained(name, given, cohort, seed, home, progress, on_step) -> tuple[VlmRea
     config = recipe_of(name, given, len(taught), seed)
     model, processor = finetune.build(config)
     model.to(PartialState().device)
-    features = _features(model, processor, cohort, taught, condition, home / "features")
+    features = _features(model, processor, cohort, taught, config, home / "features")
     model.cpu()  # the loop takes it to its device, with FSDP in parts
     curves = finetune.finetune(model, Lessons(processor, taught), features, config, folder=home / "training" / label,
                                on_step=on_step, progress=progress)  # fmt: skip
@@ -309,16 +309,18 @@ def _released(given: Sources) -> VlmReader:
     return VlmReader(model, processor, written=True)
 
 
-def _features(model, processor, cohort: RealCohort, taught: list[Lesson], condition: str, store: Path) -> FeatureCache:
+def _features(
+    model, processor, cohort: RealCohort, taught: list[Lesson], config: Finetuning, store: Path
+) -> FeatureCache:
     """Features of all training pictures, computed once in each process; other decoders and seeds read them."""
-    first = {}
+    first, condition = {}, config.condition
     for record in cohort.records["train"]:
         first.setdefault(cohort.key(record, condition), record)
     content = 0
     for lesson in taught:
         path = cohort.folder / first[lesson.key].volume
         content = zlib.crc32(f"{lesson.key} {path.stat().st_size} {path.stat().st_mtime_ns}".encode(), content)
-    path = store / f"{model.encoder_id()}-{cohort.data}-{condition}-{len(first)}-{content:08x}.safetensors"
+    path = store / f"{model.encoder_id()}-{cohort.data}-{config.drawn_as}-{len(first)}-{content:08x}.safetensors"
     if path.is_file():
         return FeatureCache.load(path)
     made_by = processor.image_input

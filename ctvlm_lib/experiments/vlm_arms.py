@@ -2,11 +2,12 @@
 
 ``vlm-B-contour-small`` is encoder B, blue contours, the smallest decoder with LoRA. Behind the decoder's size may stand
 what else is different: ``-scratch``, a decoder that began with random weights and learnt whole; ``-blind``, a model
-that is shown blank pictures only; a projector of Med3DVLM's ablation; slice attention, ``-SSA`` or ``-MSSA``;
-``-longer``, three times as many steps; ``-patients200``, fewer patients to learn from; ``-distilled``, an epoch more
-beside the large decoder's arm of the same encoder, condition and seed as teacher, which is trained first if it isn't
-there; ``-undistilled``, the same epoch without it. Arms that differ in the condition alone are trained on the same
-questions in the same order.
+that is shown blank pictures only; a projector of Med3DVLM's ablation; slice attention, ``-SSA`` or ``-MSSA``, or
+``-MSSA-by-slice``, whose bias goes by slices instead of image vectors; ``-longer``, three times as many steps;
+``-patients200``, fewer patients to learn from; ``-out-of-window``, lines whose values no tissue has; ``-distilled``, an
+epoch more beside the large decoder's arm of the same encoder, condition and seed as teacher, which is trained first if
+it isn't there; ``-undistilled``, the same epoch without it. Arms that differ in the condition alone are trained on the
+same questions in the same order.
 """
 
 import time
@@ -64,7 +65,9 @@ VARIANTS: dict[str, dict] = {
     **{f"patients{n}": {"patients": n} for n in (100, 200, 400)},
     **{label: {"projector": name} for name, label in IN_THE_PAPER.items()},
     **{kind: {"slice_attention": kind} for kind in KINDS},
+    "MSSA-by-slice": {"slice_attention": "MSSA", "slice_by": "slice"},
     "SSA-as-printed": {"slice_attention": "SSA", "slice_form": "as printed"},
+    "out-of-window": {"colour": "out of window"},
     "distilled": {"teacher": TEACHER},
     "undistilled": {"teacher": TEACHER, "distillation_weight": 0.0},
 }
@@ -76,6 +79,8 @@ def _arms() -> dict[str, Finetuning]:
     made = {}
     for encoder, condition, decoder, (variant, changes) in product(ENCODERS, CONDITIONS, DECODERS, VARIANTS.items()):
         if decoder == smollm2.ASSET and changes.get("from_scratch") or "teacher" in changes and decoder not in TAUGHT:
+            continue
+        if "colour" in changes and condition == "none":  # there is no line
             continue
         config = replace(ON_A_CPU, encoder=encoder, condition=condition, decoder=decoder,
                          **_OF_DECODER.get(decoder, {}), **changes)  # fmt: skip
@@ -273,7 +278,7 @@ def features_of(
         model: with the frozen encoder.
         scans: of the lessons' patients.
         lessons: whose pictures are drawn as a reader is shown them, see :func:`ctvlm_lib.experiments.controls.ask`.
-        config: says what is drawn.
+        config: says what is drawn, and how.
         store: folder; None takes the workbook's cache.
         progress: called with (pictures, of how many).
     """
@@ -282,7 +287,7 @@ def features_of(
     content = 0
     for part in ("\n".join(first).encode(), repr(PAPERS_COLOURS).encode(), scans.hu, scans.region, scans.found):
         content = zlib.crc32(part, content)
-    name = f"{model.encoder_id()}-{config.condition}-{len(first)}-{content:08x}.safetensors"
+    name = f"{model.encoder_id()}-{config.drawn_as}-{len(first)}-{content:08x}.safetensors"
     path = Path(store or assets.cache_dir() / "features") / name
     if path.is_file():
         return FeatureCache.load(path)
@@ -291,7 +296,8 @@ def features_of(
         record, channels = first[key], model.config.encoder.in_channels
         if key == BLANK_KEY:
             return np.full((channels, *scans.hu.shape[1:]), BLANK, np.float32)
-        return picture_for(record, scans, place[record.patient], config.condition, AS_IS, channels)[0]
+        k = place[record.patient]
+        return picture_for(record, scans, k, config.condition, AS_IS, channels, config.colour)[0]
 
     found = FeatureCache.of(model, tuple(first), picture, progress=progress)
     found.save(path)

@@ -66,6 +66,8 @@ class VlmReader:
         self.model, self.processor, self.blind, self.written = model, processor, blind, written
         self.most = most
         self.channels = processor.channels
+        # colours are what "" means for three channels; a processor of one may say them and never get a line
+        self.colour = "" if processor.colour == "rgb" else processor.colour
         # the released splice overwrites the first token behind the image: each question then has a row of its own
         self.room = 1 if model.config.splice == "as released" else ROW_ROOM
         self.store = store and Path(store) / model.encoder_id()

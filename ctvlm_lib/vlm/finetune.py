@@ -20,6 +20,7 @@ from ctvlm_lib.encoder import frozen
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.training import Curve, Step, Training, train
 from ctvlm_lib.vlm import distillation, smollm2
+from ctvlm_lib.vlm.colour import way_of
 from ctvlm_lib.vlm.config import CtvlmConfig
 from ctvlm_lib.vlm.feature_cache import FeatureCache
 from ctvlm_lib.vlm.finetune_loss import loss_of_step
@@ -42,6 +43,8 @@ class Finetuning:
     Attributes:
         encoder: name of a shipped encoder, such as "B"; with ``variant`` weights of a DCFormer in a released layout.
         condition: what is drawn before it sees a volume, and how questions are worded.
+        colour: how coloured lines get in, one of ``ctvlm_lib.vlm.colour.WAYS``; "" what the protocol fixes for the
+            encoder: colours if it reads three channels, their luminance if it reads one.
         decoder: size of :data:`ctvlm_lib.vlm.ladder.SIZES`, "smollm2", see :mod:`ctvlm_lib.vlm.smollm2`, or a language
             model in the hub's layout.
         seed: of the projector's weights, the adapters' and the steps.
@@ -57,7 +60,9 @@ class Finetuning:
         blind: every picture is blank: what the words alone teach.
         rank, alpha, dropout, targets, train_norms: of :func:`ctvlm_lib.vlm.lora.with_lora`.
         slice_attention: "", "SSA" or "MSSA", see :mod:`ctvlm_lib.vlm.slice_attention`; it learns in both stages.
-            slice_form: "as meant" or "as printed". slice_blocks: k, in front of how many blocks.
+            slice_form: "as meant" or "as printed". slice_blocks: k, in front of how many blocks. slice_by: whether
+            MSSA's bias goes by the distance between slices, "slice", or between image vectors, "vector"; behind a
+            projector that mixes tokens both are the latter, see :func:`ctvlm_lib.vlm.slice_attention.slices_of`.
         from_scratch: a decoder with random weights, of which all learn, in one stage of both stages' steps.
         focal_gamma: γ of the focal loss on closed answers, which then has a mean of its own beside that of the open
             ones; None takes one mean negative log-likelihood over all answers' tokens.
@@ -74,6 +79,7 @@ class Finetuning:
 
     encoder: str = "B"
     condition: str = "contour"
+    colour: str = ""
     decoder: str = "small"
     seed: int = 0
     projector: str = "mixer"
@@ -97,6 +103,7 @@ class Finetuning:
     slice_attention: str = ""
     slice_form: str = "as meant"
     slice_blocks: int = 2
+    slice_by: str = "vector"
     from_scratch: bool = False
     focal_gamma: float | None = None
     l2: float = 0.0
@@ -117,6 +124,7 @@ class Finetuning:
                 raise BadInput(f"{name} must be a whole number from 1, got {getattr(self, name)}")
         if min(self.projector_steps, self.lora_steps) < 0 or not self.projector_steps + self.lora_steps:
             raise BadInput("projector_steps and lora_steps count steps, and one of them must be 1 or more")
+        way_of(self.colour, 3)  # whether the encoder can read it is seen when it is there
         if self.from_scratch and self.l2:
             raise BadInput("l2 is a penalty on LoRA, and a decoder from scratch has none; set l2 to 0")
         if self.from_scratch and self.decoder == smollm2.ASSET:
@@ -134,6 +142,11 @@ class Finetuning:
     def learns_from_teacher(self) -> bool:
         """Whether there is a teacher whose states count."""
         return bool(self.teacher) and self.distillation_weight > 0
+
+    @property
+    def drawn_as(self) -> str:
+        """What is drawn and how, as a part of file names: "contour", "contour-out-of-window"."""
+        return "-".join(filter(None, (self.condition, self.colour.replace(" ", "-"))))
 
     @classmethod
     def from_dict(cls, content: Mapping) -> "Finetuning":
@@ -186,7 +199,7 @@ def build(config: Finetuning, folder: str | Path = checkpoints.FOLDER) -> tuple[
     tokenizer = with_placeholder(tokenizer)
     options = dict(config.projector_options)
     slices = {"kind": config.slice_attention, "form": config.slice_form, "first": config.slice_blocks,
-              "seed": config.seed}  # fmt: skip
+              "by": config.slice_by, "seed": config.seed}  # fmt: skip
     parts = CtvlmConfig(
         encoder.config, decoder.config, config.projector, options, size_dhw_vox=config.size_dhw_vox,
         image_token_id=tokenizer.convert_tokens_to_ids(PLACEHOLDER),
@@ -199,7 +212,7 @@ def build(config: Finetuning, folder: str | Path = checkpoints.FOLDER) -> tuple[
     parts.image_tokens = projector.tokens
     model = CtvlmModel(parts, encoder, projector, decoder)
     model.freeze(encoder=True, projector=False, decoder=not config.from_scratch).eval()
-    colour = "rgb" if encoder.config.in_channels == 3 else "luminance"
+    colour = way_of(config.colour, encoder.config.in_channels)
     return model, CtvlmProcessor.for_config(model.config, tokenizer, scale=config.scale, colour=colour)
 
 
