@@ -9,17 +9,21 @@ import torch
 from helpers_finetune import ORGANS, lessons, record, small_cohort
 from helpers_vlm import SIZE, tiny
 
+from ctvlm_lib.alignment.arm_tables import RESULTS, name_and_seed
 from ctvlm_lib.alignment.checkpoints import load as load_aligned
 from ctvlm_lib.checkpoints import FOLDER
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.evaluate.choice import score_closed
 from ctvlm_lib.experiments import answers, vlm_arms
 from ctvlm_lib.experiments.controls import MOVED, Control, ask
-from ctvlm_lib.experiments.vlm_arms import ARMS, features_of, key_of, lessons_of, recipe_of
+from ctvlm_lib.experiments.vlm_arms import ARMS, CLOSED_ANSWERS, features_of, key_of, lessons_of, recipe_of
 from ctvlm_lib.experiments.vlm_reader import VlmReader, worded
 from ctvlm_lib.records import protocol
 from ctvlm_lib.vlm import finetune, finetune_saving, ladder
 from ctvlm_lib.vlm.choices import log_likelihoods
+from ctvlm_lib.vlm.finetune import Finetuning
+from ctvlm_lib.vlm.lessons import Lessons
+from ctvlm_lib.vlm.packed import offered
 from ctvlm_lib.vlm.short_answers import short_answers
 from ctvlm_lib.vlm.splice import IGNORED
 
@@ -261,6 +265,25 @@ def test_arms_are_encoder_condition_and_decoder():
     arm = ARMS["vlm-A-continued-dual-large"]
     assert (arm.encoder, arm.condition, arm.decoder, arm.from_scratch) == ("A-continued", "dual", "large", False)
     assert recipe_of("vlm-B-box-small-scratch", 2, {"lora_lr": 1e-3}).lora_lr == 1e-3
+
+
+@pytest.mark.parametrize("folder", [RESULTS, FOLDER])
+def test_stored_models_were_made_by_the_recipes_of_their_arms(folder):
+    records = sorted(folder.glob("vlm-*/record.json"))
+    assert records
+    for path in records:
+        told = json.loads(path.read_text(encoding="utf-8"))["finetuning"]
+        name, seed = name_and_seed(path.parent.name)
+        assert Finetuning.from_dict(told) == recipe_of(name, seed), path.parent.name
+
+
+def test_a_heads_classes_are_all_that_the_cohorts_closed_questions_offer():
+    closed = [r for some in small_cohort().records.values() for r in some if r.form == "closed"]
+    assert {answer for r in closed for answer in offered(r)} <= set(CLOSED_ANSWERS)
+    lists = small_cohort()
+    config = recipe_of("vlm-B-contour-small-focal-head")
+    _, processor = finetune.build(config)
+    assert Lessons(processor, lessons_of(lists, config), config.head_answers).answers == CLOSED_ANSWERS
 
 
 def test_an_arm_that_there_is_not_is_refused():

@@ -46,7 +46,7 @@ RELEASED, QUESTIONS, ANSWERS, BERT = "released", "questions.jsonl", "test.npz", 
 EPOCHS = {"radgenome": (3, 25), "m3d": (3, 5)}  # of the projector, of LoRA
 RECIPES = {  # contour.txt §4 (the projector as Med3DVLM's: a smaller decoder needs one of its own); med3dvlm.txt §4
     "radgenome": {"pictures": 4, "projector_lr": 1e-4, "lora_lr": 2e-5, "weight_decay": 2e-2, "l2": 1e-4,
-                  "focal_gamma": 2.0, "report_weight": 1.0},
+                  "focal_gamma": 2.0, "class_balanced": True, "report_weight": 1.0},
     "m3d": {"pictures": 8, "projector_lr": 1e-4, "lora_lr": 5e-5, "weight_decay": 0.0, "report_weight": 1.0},
 }  # fmt: skip
 AT_ONCE = 4  # pictures: 34 MB each at the published size
@@ -271,10 +271,10 @@ def ask(
     return answers.answer_table(records, texts, confidence, condition=condition, seed=seed)
 
 
-def lessons_of(cohort: RealCohort, condition: str) -> list[Lesson]:
-    """What the training split teaches: everything that is asked about each picture."""
+def lessons_of(cohort: RealCohort, condition: str, split: str = "train") -> list[Lesson]:
+    """What a split teaches: everything that is asked about each picture."""
     groups: dict[str, list[Record]] = {}
-    for record in cohort.records["train"]:
+    for record in cohort.records[split]:
         groups.setdefault(cohort.key(record, condition), []).append(worded(record, condition))
     return [Lesson(key, tuple(asked)) for key, asked in groups.items()]
 
@@ -287,9 +287,15 @@ def _trained(name, given, cohort, seed, home, progress, on_step) -> tuple[VlmRea
     model, processor = finetune.build(config)
     model.to(PartialState().device)
     features = _features(model, processor, cohort, taught, config, home / "features")
+    looked_at = None
+    if config.patience:
+        others = lessons_of(cohort, condition, "validation")
+        kept = _features(model, processor, cohort, others, config, home / "features", "validation")
+        looked_at = Lessons(processor, others, config.head_answers), kept
     model.cpu()  # the loop takes it to its device, with FSDP in parts
-    curves = finetune.finetune(model, Lessons(processor, taught), features, config, folder=home / "training" / label,
-                               on_step=on_step, progress=progress)  # fmt: skip
+    curves = finetune.finetune(model, Lessons(processor, taught, config.head_answers), features, config,
+                               held_out=looked_at, folder=home / "training" / label, on_step=on_step,
+                               progress=progress)  # fmt: skip
     if not PartialState().is_main_process:  # two writers would take each other's folders away
         return None
     record = checkpoints.circumstances(curves)
@@ -310,11 +316,11 @@ def _released(given: Sources) -> VlmReader:
 
 
 def _features(
-    model, processor, cohort: RealCohort, taught: list[Lesson], config: Finetuning, store: Path
+    model, processor, cohort: RealCohort, taught: list[Lesson], config: Finetuning, store: Path, split: str = "train"
 ) -> FeatureCache:
-    """Features of all training pictures, computed once in each process; other decoders and seeds read them."""
+    """Features of all of a split's pictures, computed once in each process; other decoders and seeds read them."""
     first, condition = {}, config.condition
-    for record in cohort.records["train"]:
+    for record in cohort.records[split]:
         first.setdefault(cohort.key(record, condition), record)
     content = 0
     for lesson in taught:

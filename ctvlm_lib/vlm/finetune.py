@@ -8,7 +8,8 @@ thing, and isn't called LoRA: the decoder begins with random weights and all of 
 Source: med3dvlm.txt §3.3 and §3.4 (the two stages), contour.txt §3.2 and §4, dualbox.txt §3.2 and §4.2.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -20,12 +21,15 @@ from ctvlm_lib.encoder import frozen
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.training import Curve, Step, Training, train
 from ctvlm_lib.vlm import distillation, smollm2
+from ctvlm_lib.vlm.closed_head import ClosedHead
 from ctvlm_lib.vlm.colour import way_of
 from ctvlm_lib.vlm.config import CtvlmConfig
 from ctvlm_lib.vlm.feature_cache import FeatureCache
-from ctvlm_lib.vlm.finetune_loss import loss_of_step
+from ctvlm_lib.vlm.finetune_loss import Patience, loss_of_step, plain_decoder
 from ctvlm_lib.vlm.lessons import Lessons
 from ctvlm_lib.vlm.lora import with_lora
+from ctvlm_lib.vlm.losses import LossWeights
+from ctvlm_lib.vlm.memory import recompute
 from ctvlm_lib.vlm.model import CtvlmModel
 from ctvlm_lib.vlm.parts import decoder_of, encoder_of
 from ctvlm_lib.vlm.processor import PLACEHOLDER, CtvlmProcessor, with_placeholder
@@ -66,13 +70,23 @@ class Finetuning:
         from_scratch: a decoder with random weights, of which all learn, in one stage of both stages' steps.
         focal_gamma: γ of the focal loss on closed answers, which then has a mean of its own beside that of the open
             ones; None takes one mean negative log-likelihood over all answers' tokens.
+        class_balanced: the focal loss weighs each closed answer by how seldom it occurs in the lessons, see
+            :func:`ctvlm_lib.vlm.losses.class_balanced_alpha`.
+        closed_weight, open_weight: λ of the focal loss and of that on open answers' tokens.
         l2: λ of the penalty on LoRA's matrices.
+        head_answers: the answers among which a head chooses for closed questions, see
+            :mod:`ctvlm_lib.vlm.closed_head`; () has none, and closed answers are learnt as texts.
         teacher: name of the finetuned model, without its seed, that is distilled from behind the last stage; "" for
             none. That of the same seed is taken.
         distillation_weight: of the contrastive loss beside that on answers; 0 leaves the latter alone: what the epoch
             does without a teacher.
         distillation_loss: "SigLIP" or "InfoNCE". distillation_steps: 0 takes one epoch.
-        weight_decay, precision, checkpoint_every: of :class:`ctvlm_lib.training.Training`.
+        weight_decay, precision, checkpoint_every, accumulate: of :class:`ctvlm_lib.training.Training`.
+        checkpointing: the decoder keeps each layer's input alone for the backward pass, and computes the rest again:
+            less memory, more time, the same losses.
+        patience: the last stage ends after so many looks in a row at the loss on validation patients in which it wasn't
+            lower than ever before, see :class:`ctvlm_lib.vlm.finetune_loss.Patience`; 0 takes all steps. What the last
+            step left is kept. look_every: steps between two looks.
         variant: of a released DCFormer; "" takes a shipped encoder.
         size_dhw_vox, scale: of the volumes, see :class:`ctvlm_lib.vlm.image.ImageInput`.
     """
@@ -106,7 +120,11 @@ class Finetuning:
     slice_by: str = "vector"
     from_scratch: bool = False
     focal_gamma: float | None = None
+    class_balanced: bool = False
+    closed_weight: float = 1.0
+    open_weight: float = 1.0
     l2: float = 0.0
+    head_answers: tuple[str, ...] = ()
     teacher: str = ""
     distillation_weight: float = 0.1
     distillation_loss: str = distillation.SIGLIP
@@ -114,16 +132,28 @@ class Finetuning:
     weight_decay: float = 0.02
     precision: str = "no"
     checkpoint_every: int = 100
+    accumulate: int = 1
+    checkpointing: bool = False
+    patience: int = 0
+    look_every: int = 100
     variant: str = ""
     size_dhw_vox: tuple[int, int, int] = SIZE_DHW_VOX
     scale: str = "cohort"
 
     def __post_init__(self) -> None:
-        for name in ("pictures", "words"):
+        for name in ("pictures", "words", "accumulate", "look_every"):
             if getattr(self, name) < 1:
                 raise BadInput(f"{name} must be a whole number from 1, got {getattr(self, name)}")
         if min(self.projector_steps, self.lora_steps) < 0 or not self.projector_steps + self.lora_steps:
             raise BadInput("projector_steps and lora_steps count steps, and one of them must be 1 or more")
+        if self.pictures % self.accumulate:
+            raise BadInput(
+                f"{self.pictures} pictures can't be computed in {self.accumulate} equal parts; set pictures to a"
+                " multiple of accumulate"
+            )
+        if self.patience < 0:
+            raise BadInput(f"patience is {self.patience}; give a number of looks, or 0 to take all steps")
+        self._check_objective()
         way_of(self.colour, 3)  # whether the encoder can read it is seen when it is there
         if self.from_scratch and self.l2:
             raise BadInput("l2 is a penalty on LoRA, and a decoder from scratch has none; set l2 to 0")
@@ -135,8 +165,26 @@ class Finetuning:
         if self.distillation_loss not in distillation.STARTS:
             known = ", ".join(map(repr, distillation.STARTS))
             raise BadInput(f"distillation_loss is {self.distillation_loss!r}; choose one of {known}")
-        if self.learns_from_teacher and self.pictures < 2:
-            raise BadInput("a step of distillation tells its questions apart; set pictures to 2 or more")
+        if self.learns_from_teacher and (self.pictures < 2 or self.accumulate > 1):
+            raise BadInput(
+                "a step of distillation tells its questions apart, all at once; set pictures to 2 or more and"
+                " accumulate to 1"
+            )
+
+    def _check_objective(self) -> None:
+        """Raise BadInput where closed answers are weighed without a loss of their own."""
+        if min(self.weights) < 0:
+            raise BadInput(f"closed_weight, open_weight and l2 must not be negative, got {tuple(self.weights)}")
+        own = {"class_balanced": self.class_balanced, "closed_weight": self.closed_weight != 1,
+               "open_weight": self.open_weight != 1, "head_answers": self.head_answers}  # fmt: skip
+        if self.focal_gamma is None and any(own.values()):
+            name = next(name for name, wanted in own.items() if wanted)
+            raise BadInput(f"{name} needs a loss of closed answers' own; set focal_gamma, 0 for cross-entropy")
+
+    @property
+    def weights(self) -> LossWeights:
+        """λ of the loss's parts."""
+        return LossWeights(self.closed_weight, self.open_weight, self.l2)
 
     @property
     def learns_from_teacher(self) -> bool:
@@ -180,7 +228,7 @@ class Finetuning:
     def _training(self, steps: int, lr: float, seed: int) -> Training:
         return Training(
             steps, lr, weight_decay=self.weight_decay, precision=self.precision, seed=seed,
-            checkpoint_every=self.checkpoint_every,
+            checkpoint_every=self.checkpoint_every, accumulate=self.accumulate,
         )  # fmt: skip
 
 
@@ -211,6 +259,8 @@ def build(config: Finetuning, folder: str | Path = checkpoints.FOLDER) -> tuple[
         projector = _factory(config.projector)(low, high, hidden_size=parts.hidden_size, **options)
     parts.image_tokens = projector.tokens
     model = CtvlmModel(parts, encoder, projector, decoder)
+    if config.head_answers:
+        model.closed_head = ClosedHead(parts.hidden_size, config.head_answers)
     model.freeze(encoder=True, projector=False, decoder=not config.from_scratch).eval()
     colour = way_of(config.colour, encoder.config.in_channels)
     return model, CtvlmProcessor.for_config(model.config, tokenizer, scale=config.scale, colour=colour)
@@ -243,6 +293,7 @@ def finetune(
     config: Finetuning,
     *,
     teacher: CtvlmModel | None = None,
+    held_out: tuple[Lessons, FeatureCache] | None = None,
     folder: str | Path | None = None,
     on_step: Callable[[dict[str, float]], None] | None = None,
     stop: Callable[[CtvlmModel, dict[str, float]], bool] | None = None,
@@ -252,23 +303,32 @@ def finetune(
 
     Args:
         model: trained in place; its decoder is peft's afterwards, unless it is from scratch.
-        lessons: what is learnt. features: of all their pictures.
+        lessons: what is learnt, with the answers of the head if there is one. features: of all their pictures.
         config: the one that the model was built by.
         teacher: the one that it names, see :func:`ctvlm_lib.vlm.finetune_saving.load_teacher`.
+        held_out: lessons of validation patients with their pictures' features, where ``config.patience`` looks at them.
         folder: for checkpoints on the way; a run that was killed goes on from there, with the same losses.
         on_step: called with each row of the curves.
-        stop: (model, row of the last stage, a teacher's not counted) → whether to end it, see
-            :class:`ctvlm_lib.vlm.finetune_loss.Patience`.
+        stop: (model, row of the last stage, a teacher's not counted) → whether to end it; None: as ``config.patience``
+            says.
         progress: print a line now and then, with an estimate of the time left.
 
     Returns:
         Stage → its curve, see :func:`ctvlm_lib.training.train`.
 
     Raises:
-        BadInput: as ``train``, a picture whose features aren't kept, or a teacher that is named and not given.
+        BadInput: as ``train``, a picture whose features aren't kept, a teacher that is named and not given, lessons
+            with other answers than the head's, or nothing held out to look at.
     """
     if config.learns_from_teacher and teacher is None:
         raise BadInput(f"the teacher {config.teacher} wasn't given; load it with finetune_saving.load_teacher")
+    if config.head_answers and lessons.answers != config.head_answers:
+        raise BadInput("the lessons' closed answers aren't the head's; make them with Lessons(…, config.head_answers)")
+    if config.patience and stop is None:
+        if held_out is None:
+            raise BadInput("patience looks at validation patients, and none were given; give held_out, or set it to 0")
+        at_once = config.pictures // config.accumulate
+        stop = Patience(*held_out, config.look_every, config.patience, words=config.words, batch=at_once)
     lost = [row.key for row in lessons.rows if row.key not in features]
     if lost:
         raise BadInput(f"{lost[0]} isn't among the {len(features)} kept pictures; encode it, too")
@@ -282,16 +342,34 @@ def finetune(
     for stage, settings in stages:
         prepare(model, stage, config)
         ends = (lambda row: stop(model, row)) if stop and stage == stages[-1][0] else None
-        curves[stage] = train(
-            model, loss, settings, folder=Path(folder) / stage.replace(" ", "-") if folder else None,
-            on_step=on_step, progress=progress, stop=ends,
-        )  # fmt: skip
+        with checkpointed(model, config.checkpointing):
+            curves[stage] = train(
+                model, loss, settings, folder=Path(folder) / stage.replace(" ", "-") if folder else None,
+                on_step=on_step, progress=progress, stop=ends,
+            )  # fmt: skip
     if config.teacher:
-        curves[distillation.DISTILLATION] = distillation.distill(
-            model, teacher if config.learns_from_teacher else None, lessons, features, config,
-            folder=Path(folder) / distillation.DISTILLATION if folder else None, on_step=on_step, progress=progress,
-        )  # fmt: skip
+        with checkpointed(model, config.checkpointing):
+            curves[distillation.DISTILLATION] = distillation.distill(
+                model, teacher if config.learns_from_teacher else None, lessons, features, config,
+                folder=Path(folder) / distillation.DISTILLATION if folder else None, on_step=on_step, progress=progress,
+            )  # fmt: skip
     return curves
+
+
+@contextmanager
+def checkpointed(model: CtvlmModel, wanted: bool) -> Iterator[None]:
+    """While the block runs, the decoder recomputes its layers in the backward pass, if it is wanted.
+
+    Only then: peft would make a decoder's embeddings learn if it found it so.
+    """
+    decoder = plain_decoder(model)
+    if wanted:
+        recompute(decoder)
+    try:
+        yield
+    finally:
+        if wanted:
+            recompute(decoder, wanted=False)
 
 
 def _factory(name: str) -> Callable:

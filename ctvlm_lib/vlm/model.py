@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from ctvlm_lib.encoder import frozen
 from ctvlm_lib.encoder.model import TokenEncoder
 from ctvlm_lib.errors import BadInput
+from ctvlm_lib.vlm.closed_head import ClosedHead
 from ctvlm_lib.vlm.config import CtvlmConfig, count_image_tokens, encoder_classes, make_projector
 from ctvlm_lib.vlm.features import Features, WeightsId, refuse_nan
 from ctvlm_lib.vlm.generation import Answering
@@ -67,6 +68,7 @@ class CtvlmModel(Answering, SavedModel):
             grids, by = self.encoder.grids(config.size_dhw_vox)[-2:], options.pop("by", "vector")
             self.slices = slices_of(self.projector, *grids, config.size_dhw_vox[0], by)
             self.slice_attention = attach(self.decoder, **options)
+        self.closed_head: ClosedHead | None = None  # finetuning puts one there, see ctvlm_lib.vlm.finetune.build
         self._encoder_id = WeightsId()
         self.post_init()
 

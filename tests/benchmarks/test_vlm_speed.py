@@ -62,7 +62,8 @@ def rows_of(model: CtvlmModel, count: int, words: int, answer: int) -> Packed:
     labels = ids.masked_fill(torch.arange(ids.shape[1]) < ids.shape[1] - answer, IGNORED)
     segments = (ids != model.config.image_token_id).long()
     positions = torch.arange(ids.shape[1]).expand_as(ids)
-    return Packed(ids, visible(segments), positions, labels, torch.zeros_like(ids, dtype=torch.bool))
+    return Packed(ids, visible(segments), positions, labels, torch.zeros_like(ids, dtype=torch.bool),
+                  torch.full_like(ids, -1))  # fmt: skip
 
 
 def test_a_lora_step_costs_no_more_than_a_bare_loop(benchmark):
