@@ -47,8 +47,8 @@ class VlmReader:
         model: its encoder is frozen.
         processor: its.
         blind: every picture is blank to it.
-        written: closed answers are written, too, which a model with a head for them never learnt. Small decoders write a letter and another choice's words, which is an
-            answer that can't be read; it has no confidence.
+        written: closed answers are written, too, which a model with a head for them never learnt. Small decoders write
+            a letter and another choice's words, which is an answer that can't be read; it has no confidence.
         store: folder that keeps what the encoder makes of pictures, for other models with the same encoder.
         most: tokens of an open answer that isn't a report.
     """
