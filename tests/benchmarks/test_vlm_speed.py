@@ -13,8 +13,9 @@ from ctvlm_lib.encoder.config import variant_config
 from ctvlm_lib.encoder.model import DCFormer
 from ctvlm_lib.vlm.feature_cache import FeatureCache
 from ctvlm_lib.vlm.features import Features
-from ctvlm_lib.vlm.finetune import SIZE_DHW_VOX, Finetuning, build
+from ctvlm_lib.vlm.finetune import Finetuning, build
 from ctvlm_lib.vlm.finetune_loss import answer_loss
+from ctvlm_lib.vlm.finetune_recipe import SIZE_DHW_VOX
 from ctvlm_lib.vlm.lessons import Packed, visible
 from ctvlm_lib.vlm.lora import with_lora
 from ctvlm_lib.vlm.model import CtvlmModel
