@@ -57,14 +57,15 @@ CHANGES = {  # option: (type, placeholder, help)
 
 
 PATTERNS = """\
-readout-ENCODER-CONDITION, e.g. readout-B-none: cross-attention from the question's names to the tokens, without a
-                     language model; ENCODER A, B; --patients N learns from fewer
+readout-ENCODER-CONDITION[-out-of-window], e.g. readout-B-none: cross-attention from the question's names to the tokens,
+                     without a language model; ENCODER A, B; --patients N learns from fewer
 vlm-ENCODER-CONDITION-DECODER[-VARIANT], e.g. vlm-B-contour-small: a vision-language model
                      ENCODER A, A-continued, B; CONDITION none, contour, box, dual;
                      DECODER small, middle, large, smollm2;
                      VARIANT scratch, blind, longer, patients100, patients200, patients400, a projector: 2xMLP,
-                     2xMLP-H, 1xMLP-Mixer-H, 2xMLP-Mixer-H, slice attention: SSA, MSSA, SSA-as-printed, or of small and
-                     middle distilled, from the large decoder, undistilled, the same epoch without it"""
+                     2xMLP-H, 1xMLP-Mixer-H, 2xMLP-Mixer-H, slice attention: SSA, MSSA, MSSA-by-slice, SSA-as-printed,
+                     the contour paper's loss: focal, focal-head, lines of values that no tissue has, out-of-window,
+                     or of small and middle distilled, from the large decoder, undistilled, the same epoch without it"""
 NAMES = {"size_dhw_vox": "size", "train_text": "textTrained"}  # in a folder's name
 
 
@@ -126,7 +127,7 @@ def command(args: argparse.Namespace) -> int:
     if args.name.startswith(("radgenome-", "m3d-")):
         return _real(args)
     if args.name not in arms.ARMS:
-        patterns = ("readout-ENCODER-CONDITION", "vlm-ENCODER-CONDITION-DECODER[-VARIANT]",
+        patterns = ("readout-ENCODER-CONDITION[-out-of-window]", "vlm-ENCODER-CONDITION-DECODER[-VARIANT]",
                     "DATA-CONDITION-DECODER[-PROJECTOR] (profile paper)")  # fmt: skip
         there = (*arms.ARMS, *probes.PROBES, *local_global.ARMS, *chat_arms.ARMS, *uvlm_arms.ARMS,
                  predicted_prompts.NAME, cost.ARM)  # fmt: skip

@@ -146,7 +146,7 @@ def test_the_arm_command_lists_its_arms_and_refuses_others(capsys):
               cost.ARM]  # fmt: skip
     assert [line.split()[0] for line in listed[: len(single)]] == single
     told = [line.split()[0] for line in listed[len(single) :] if not line.startswith(" ")]  # many, by their parts
-    assert told == ["readout-ENCODER-CONDITION,", "vlm-ENCODER-CONDITION-DECODER[-VARIANT],"]
+    assert told == ["readout-ENCODER-CONDITION[-out-of-window],", "vlm-ENCODER-CONDITION-DECODER[-VARIANT],"]
     assert command_line.main(["arm", "C"]) == 2
     assert "no arm is called 'C'; there are: A1, A, " in capsys.readouterr().err
     assert command_line.main(["arm", "prompts-predicted", "--steps", "3"]) == 2

@@ -7,6 +7,8 @@ from ctvlm_lib.errors import BadInput
 from ctvlm_lib.experiments.conditions import CONDITIONS, SWAPPED_COLOURS, Drawing, draw
 from ctvlm_lib.prompt import box_outline, contour
 from ctvlm_lib.records import protocol
+from ctvlm_lib.vlm.colour import WAYS
+from ctvlm_lib.vlm.image import ImageInput
 
 
 @pytest.fixture
@@ -63,6 +65,31 @@ def test_a_grey_encoder_sees_the_colours_luminance(masks):
     assert seen == pytest.approx(0.114 * 255 / 127.5 - 1)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_draws_what_the_models_input_does(masks, way, channels):
+    drawing = Drawing("dual", *masks)
+    if (way, channels) == ("rgb", 1):
+        with pytest.raises(BadInput, match="colours need an encoder of 3 channels and this one has 1"):
+            draw(grey(), drawing, channels, colour=way)
+        return
+    picture = draw(grey(), drawing, channels, colour=way)
+    made_by = ImageInput(grey().shape, channels, "cohort", way)
+    assert np.array_equal(picture, made_by(grey(), drawing.lines()))
+    own = "rgb" if channels == 3 else "luminance"
+    assert np.array_equal(draw(grey(), drawing, channels), picture) == (way == own)
+
+
+def test_out_of_window_lines_have_values_that_no_tissue_has(masks):
+    drawing = Drawing("dual", *masks)
+    picture, on = draw(grey(), drawing, 1, colour="out of window")[0], np.zeros(grey().shape, bool)
+    for line, _ in drawing.lines():
+        on |= line
+    assert (picture[on] > grey().max()).all()
+    assert len(np.unique(picture[on])) == 2  # green and red
+    assert np.array_equal(picture[~on], grey()[~on])
+
+
 @pytest.mark.parametrize(
     ("wrong", "sentence"),
     [
@@ -70,6 +97,7 @@ def test_a_grey_encoder_sees_the_colours_luminance(masks):
         (lambda m: Drawing("contour"), "its mask is empty"),
         (lambda m: Drawing("box", np.zeros_like(m[0])), "its mask is empty"),
         (lambda m: draw(grey(), Drawing("none"), 2), "1 channel or 3, got 2"),
+        (lambda m: draw(grey(), Drawing("none"), 1, colour="violet"), "colour is 'violet'"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(masks, wrong, sentence):

@@ -272,6 +272,25 @@ def test_an_arm_is_trained_asked_and_stored(finished):
     assert set(record["minutes"]) == {"features", "training", "validation"}
 
 
+def test_a_read_out_of_lines_out_of_the_window_is_shown_them_when_it_is_asked(tmp_path, monkeypatch):
+    largest, answer = [], Reader.answer
+
+    def watched(self, pictures, questions, condition):
+        largest.append(pictures.max())
+        return answer(self, pictures, questions, condition)
+
+    monkeypatch.setattr(Reader, "answer", watched)
+    read_out.run(
+        "readout-A-box-out-of-window", "quick", cohort=small_cohort(), splits=("validation",), patients=2,
+        results=tmp_path / "results", changes={"steps": 1, "pictures": 4}, store=tmp_path / "store", progress=False,
+    )  # fmt: skip
+    record = json.loads(next(tmp_path.glob("results/*/record.json")).read_text(encoding="utf-8"))
+    assert record["config"]["colour"] == "out of window"
+    assert [path.name for path in (tmp_path / "results").iterdir()] == ["readout-A-box-out-of-window-patients2"]
+    assert max(largest) > 1 >= min(largest)  # with the prompt removed nothing is drawn
+    assert all("-box-out-of-window-" in path.name for path in (tmp_path / "store").iterdir())
+
+
 def test_its_answers_are_scored_as_every_readers(finished):
     table = scores.accuracies(score_closed(finished[1]), ["kind", "condition", "control", "stratum", "seed"])
     assert (table["unparsed"] == 0).all()
@@ -302,7 +321,9 @@ def test_without_a_prompt_one_picture_has_the_questions_of_all_its_regions(finis
 
 
 def test_arms_are_encoder_and_condition_and_folders_tell_patients_and_seed():
-    assert len(ARMS) == 2 * 4
+    assert len(ARMS) == 2 * (4 + 3)
+    assert label_of(recipe_of("readout-A-contour-out-of-window", 1)) == "readout-A-contour-out-of-window-seed1"
+    assert recipe_of("readout-A-contour-out-of-window").colour == "out of window"
     assert label_of(recipe_of("readout-A-dual")) == "readout-A-dual"
     assert label_of(recipe_of("readout-B-none", 1, 200)) == "readout-B-none-patients200-seed1"
 

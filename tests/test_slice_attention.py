@@ -12,9 +12,12 @@ from transformers import AutoModelForCausalLM, StaticCache
 
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.vlm.choices import log_likelihoods
+from ctvlm_lib.vlm.finetune import Finetuning, build
 from ctvlm_lib.vlm.lora import with_lora
+from ctvlm_lib.vlm.projector import PROJECTORS
+from ctvlm_lib.vlm.projector_merged import merged
 from ctvlm_lib.vlm.short_answers import short_answers
-from ctvlm_lib.vlm.slice_attention import attach
+from ctvlm_lib.vlm.slice_attention import attach, slices_of
 from ctvlm_lib.vlm.slice_heads import MultiHeadSliceAttention, seen_by, slice_attention
 from ctvlm_lib.vlm.splice import image_positions
 
@@ -353,6 +356,70 @@ def test_slices_of_ones_own_change_only_what_r_does():
     assert torch.equal(logits_with(plain, added, x), flat)
 
 
+def plain_slice(middle_of: tuple[int, int, int], grid: tuple[int, int, int], depth: int) -> int:
+    """The slice in the middle of what a cell of a grid covers."""
+    voxels = depth // grid[0]
+    return middle_of[0] * voxels + voxels // 2
+
+
+def test_each_image_vector_has_the_slice_in_its_middle_position_by_position():
+    low, high, block, depth = (8, 4, 6), (2, 2, 3), (2, 2, 2), 32
+    made = merged((8 * 4 * 6, 3), (2 * 2 * 3, 5), hidden_size=8, grid=low, block=block)
+    cells = tuple(n // b for n, b in zip(low, block, strict=True))
+    expected = [plain_slice((i, j, k), grid, depth) for grid in (cells, high)
+                for i in range(grid[0]) for j in range(grid[1]) for k in range(grid[2])]  # fmt: skip
+    assert slices_of(made, low, high, depth).tolist() == expected
+    assert set(expected) == {4, 12, 20, 28, 8, 24}  # four layers of blocks, two of coarse tokens
+    assert slices_of(made, low, high, depth, by="vector") is None
+
+
+@pytest.mark.parametrize("name", [name for name in PROJECTORS if not name.startswith("mixer")])
+def test_perceptrons_keep_their_tokens_slices(name):
+    model, _ = tiny(projector=name)
+    grids = model.encoder.grids(model.config.size_dhw_vox)[-2:]
+    found = slices_of(model.projector, *grids, model.config.size_dhw_vox[0])
+    assert len(found) == model.config.image_tokens
+    assert 0 <= int(found.min()) <= int(found.max()) < model.config.size_dhw_vox[0]
+
+
+def test_behind_a_mixer_each_vector_stays_a_slice_of_its_own():
+    bodies = {}
+    for by in ("vector", "slice"):
+        model, _ = tiny(slice_attention={"kind": "MSSA", "by": by})
+        assert model.slices is None
+        ids = torch.tensor([[7] + [model.config.image_token_id] * model.config.image_tokens + [11]])
+        model.embed(ids, images=volumes(1))
+        bodies[by] = model.slice_attention._where.slices.tolist()
+    assert bodies["vector"] == bodies["slice"] == list(range(model.config.image_tokens))
+
+
+def test_in_the_finetuned_model_r_goes_by_the_distance_between_slices():
+    model, processor = build(Finetuning(projector="merged", slice_attention="MSSA", slice_by="slice"))
+    ids = torch.tensor([processor.sequence("?")[0]])
+    rows, columns = model.config.streams()
+    model.embed(ids, features=(torch.zeros(1, *rows), torch.zeros(1, *columns)))
+    heads, where = model.slice_attention.blocks[0].heads, model.slice_attention._where
+    with torch.no_grad():
+        heads.relative.copy_(torch.randn(heads.relative.shape, generator=torch.Generator().manual_seed(0)))
+    slice_of = where.slice_of(where.image(1, ids.shape[1], ids.device))
+    bias = heads.bias(slice_of, slice_of)[0]
+    middle = [plain_slice((i, 0, 0), grid, 32) for grid in ((4, 4, 4), (2, 4, 4)) for i in range(grid[0])
+              for _ in range(grid[1] * grid[2])]  # fmt: skip
+    vectors = (ids[0] == processor.image_token_id).nonzero()[:, 0].tolist()
+    assert len(vectors) == len(middle) == 96
+    for p, one in zip(vectors, middle, strict=True):
+        for q, other in zip(vectors, middle, strict=True):
+            assert torch.equal(bias[:, p, q], heads.relative[:, one - other + heads.slices - 1])
+    assert torch.equal(bias[:, vectors[0]], bias[:, vectors[15]])  # of one slice: the same bias to everyone
+    assert not torch.equal(bias[:, vectors[0]], bias[:, vectors[16]])
+
+
+def test_slices_are_part_of_the_configuration_and_survive_the_disk(tmp_path):
+    model, _ = tiny(projector="mlp", slice_attention={"kind": "MSSA", "by": "slice"})
+    model.save_pretrained(tmp_path)
+    assert torch.equal(type(model).from_pretrained(tmp_path).slices, model.slices)
+
+
 def test_only_the_first_k_blocks_are_changed():
     plain = decoder()
     added = attached(plain, "SSA", first=1)
@@ -423,6 +490,8 @@ def test_a_cache_of_fixed_length_is_refused():
 def test_what_isnt_there_is_refused(options, says):
     with pytest.raises(BadInput, match=says):
         attach(decoder(), **options)
+    with pytest.raises(BadInput, match="'vector', 'slice'"):
+        tiny(slice_attention={"kind": "MSSA", "by": "row"})
 
 
 def test_positions_that_are_no_image_are_refused():

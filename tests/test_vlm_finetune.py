@@ -1,23 +1,28 @@
 """Finetuning: packed questions, kept features, two stages, frozen parts, resuming. About 8 s on one core."""
 
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from helpers_finetune import lessons, record, school
+from helpers_finetune import ORGANS, lessons, record, school
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.training_checkpoint import moving
 from ctvlm_lib.vlm import finetune_saving
+from ctvlm_lib.vlm.choices import log_likelihoods
+from ctvlm_lib.vlm.closed_head import ClosedHead
 from ctvlm_lib.vlm.feature_cache import FeatureCache, _in_16_bits
 from ctvlm_lib.vlm.finetune import Finetuning, build, finetune, prepare
-from ctvlm_lib.vlm.finetune_loss import Patience, answer_loss, held_out_loss
+from ctvlm_lib.vlm.finetune_loss import Patience, answer_loss, held_out_loss, last_states
 from ctvlm_lib.vlm.lessons import IGNORED, Drawn, Lesson, Lessons
 from ctvlm_lib.vlm.lora import lora_parameters
+from ctvlm_lib.vlm.packed import offered
 from ctvlm_lib.vlm.projector_merged import merged
+from ctvlm_lib.vlm.slice_attention import attach
 
 CONFIG = Finetuning(projector_steps=3, lora_steps=4, pictures=4, words=60, rank=2, alpha=4, dropout=0.1,
                     checkpoint_every=2)  # fmt: skip
@@ -160,6 +165,167 @@ def test_focal_loss_and_penalty_are_parts_of_their_own():
     assert float(plain) == pytest.approx(float(share * gamma0["closed"] + (1 - share) * gamma0["open"]), rel=1e-4)
 
 
+def test_the_balanced_focal_loss_equals_a_plain_loop_over_closed_answers_tokens():
+    model, _, taught, kept = school()
+    assert taught.counts == [sum(answer == r.answer for one in lessons() for r in one.records if r.form == "closed")
+                             for answer in taught.answers]  # fmt: skip
+    rarity = [1 / n for n in taught.counts]
+    expected_alpha = [r * len(rarity) / sum(rarity) for r in rarity]
+    assert taught.alpha.tolist() == pytest.approx(expected_alpha, rel=1e-6)
+    drawn = taught.draw(np.random.default_rng(0), 4, 200)
+    rows, features = taught.pack(drawn), kept.take([one.key for one in drawn])
+    with torch.no_grad():
+        found = float(answer_loss(model, rows, features, 2.0, alpha=taught.alpha)["closed"])
+        states = last_states(model, rows, features)
+        chance = model.get_output_embeddings()(states).float().softmax(-1)
+    losses = []
+    for k, one in enumerate(drawn):
+        here = len(taught.image)
+        for words in one.words:
+            for place in range(here + words.start, here + len(words.ids)):
+                p = float(chance[k, place - 1, words.ids[place - here]])
+                if words.closed:
+                    losses.append(-expected_alpha[words.answer] * (1 - p) ** 2 * np.log(p))
+            here += len(words.ids)
+    assert len(losses) > 8
+    assert found == pytest.approx(np.mean(losses), rel=1e-4)
+    assert found != pytest.approx(float(answer_loss(model, rows, features, 2.0)["closed"].detach()), rel=1e-2)
+
+
+def test_weights_of_the_parts_reach_training():
+    parts = {}
+    for name, weights in {"1": {}, "other": {"closed_weight": 3.0, "open_weight": 0.5}}.items():
+        config = replace(CONFIG, focal_gamma=2.0, class_balanced=True, projector_steps=1, lora_steps=0, **weights)
+        parts[name] = finetune(*_parts(school()), config, progress=False)["projector"][0]
+    assert parts["other"]["closed"] == pytest.approx(3 * parts["1"]["closed"], rel=1e-6)
+    assert parts["other"]["open"] == pytest.approx(0.5 * parts["1"]["open"], rel=1e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"slice_attention": "MSSA"}])
+def test_recomputed_layers_leave_losses_as_they_are_in_both_stages(options):
+    curves, calls = {}, {}
+    for checkpointing in (False, True):
+        model, _, taught, kept = school()
+        if options:
+            model.slice_attention = attach(model.decoder, "MSSA", first=1)
+        config, count = replace(CONFIG, checkpointing=checkpointing), Counter()
+        norm = model.decoder.model.layers[1].post_attention_layernorm
+        norm.register_forward_hook(lambda *_, count=count: count.update(["called"]))
+        curves[checkpointing] = finetune(model, taught, kept, config, progress=False)
+        calls[checkpointing] = count["called"]
+        assert not any(getattr(module, "gradient_checkpointing", False) for module in model.decoder.modules())
+        assert not model.training
+    for stage, rows in curves[False].items():  # dropout is on in the second
+        again = [row["loss"] for row in curves[True][stage]]
+        assert again == pytest.approx([row["loss"] for row in rows], rel=1e-6)
+    assert calls[True] == 2 * calls[False] == 2 * (3 + 4)  # each layer once more, also while the decoder sleeps
+
+
+def test_a_step_in_parts_has_the_losses_of_the_whole():
+    config = replace(CONFIG, dropout=0.0, l2=1e-3, focal_gamma=2.0, class_balanced=True)
+    whole = finetune(*_parts(school()), config, progress=False)
+    parts = finetune(*_parts(school()), replace(config, accumulate=2), progress=False)
+    for stage, rows in whole.items():
+        for row, other in zip(rows, parts[stage], strict=True):
+            assert {name: row[name] for name in row if name != "seconds"} == pytest.approx(
+                {name: other[name] for name in other if name != "seconds"}, rel=2e-3
+            )
+    assert config.stages()[0][1].accumulate == 1 and replace(config, accumulate=2).stages()[1][1].accumulate == 2
+
+
+def test_patience_in_the_recipe_ends_the_last_stage_early():
+    model, processor, taught, kept = school()
+    never = Lessons(processor, [Lesson("p0", (record(0, "quartz, vex, jump"),))])  # the less likely, the more is learnt
+    config = replace(CONFIG, projector_steps=2, lora_steps=40, lora_lr=3e-2, patience=2, look_every=3)
+    curves = finetune(model, taught, kept, config, held_out=(never, kept), progress=False)
+    assert len(curves["projector"]) == 2
+    assert 6 <= len(curves["LoRA"]) < 40 and len(curves["LoRA"]) % 3 == 0
+    assert curves["LoRA"][-1]["stopped"]
+    with pytest.raises(BadInput, match="none were given"):
+        finetune(*_parts(school()), config, progress=False)
+
+
+HEAD = replace(CONFIG, focal_gamma=2.0, class_balanced=True, head_answers=("Yes", "No", *ORGANS))
+
+
+def headed(seed: int = 0):
+    """The tiny model with a head that isn't at its start, and lessons that know its answers."""
+    model, processor, _, kept = school()
+    model.closed_head = ClosedHead(model.config.hidden_size, HEAD.head_answers)
+    with torch.no_grad():
+        model.closed_head.weight.normal_(generator=torch.Generator().manual_seed(seed))
+    return model, processor, Lessons(processor, lessons(), HEAD.head_answers), kept
+
+
+def test_with_a_head_closed_answers_have_its_loss_and_open_ones_that_of_their_tokens():
+    model, processor, taught, kept = headed()
+    drawn = taught.draw(np.random.default_rng(0), 4, 200)
+    with torch.no_grad():
+        found = answer_loss(model, taught.pack(drawn), kept.take([one.key for one in drawn]), 2.0, alpha=taught.alpha)
+    losses, by_key, features = [], {lesson.key: lesson.records for lesson in lessons()}, kept
+    for one in drawn:
+        for question in by_key[one.key]:
+            if question.form == "closed":
+                ids, start = processor.sequence(question.question, None, question.choices)
+                embeddings = model.embed(torch.tensor([ids]), features=features.take([one.key]))
+                state = model.decoder.model(inputs_embeds=embeddings)[0][0, start - 1]
+                place = HEAD.head_answers.index(question.answer)
+                p = float(model.closed_head(state).softmax(-1)[place].detach())
+                losses.append(-float(taught.alpha[place]) * (1 - p) ** 2 * np.log(p))
+    assert float(found["closed"]) == pytest.approx(np.mean(losses), rel=1e-4)
+    without, _, plain, _ = school()
+    rows = plain.pack(plain.draw(np.random.default_rng(0), 4, 200))
+    expected = answer_loss(without, rows, kept.take([one.key for one in drawn]), 2.0)["open"].detach()
+    torch.testing.assert_close(found["open"], expected)
+
+
+def test_a_head_learns_and_answers_closed_questions_among_those_offered():
+    model, processor, taught, kept = headed()
+    config = replace(HEAD, projector_steps=40, lora_steps=40, pictures=6, projector_lr=1e-2)
+    finetune(model, taught, kept, config, progress=False)
+    asked = [[r for r in one.records if r.form == "closed"] for one in lessons()]
+    likely = log_likelihoods(model, processor, asked, kept.take([one.key for one in lessons()]))
+    right = [offered(r)[int(row.argmax())] == r.answer for group, rows in zip(asked, likely, strict=True)
+             for r, row in zip(group, rows, strict=True)]  # fmt: skip
+    assert np.mean(right) > 0.9
+    assert all(float(row.exp().sum()) == pytest.approx(1, rel=1e-5) for rows in likely for row in rows)
+    strange = replace(asked[0][1], choices=("liver", "moon"))
+    with pytest.raises(BadInput, match="no class 'moon'"):
+        log_likelihoods(model, processor, [[strange]], kept.take(["p0"]))
+
+
+def test_a_step_in_parts_has_the_heads_loss_of_the_whole():
+    rows = [finetune(*_parts(headed()), replace(HEAD, accumulate=n, lora_steps=0, projector_steps=2), progress=False)
+            for n in (1, 2)]  # fmt: skip
+    for one, other in zip(*(found["projector"] for found in rows), strict=True):
+        assert one["closed"] == pytest.approx(other["closed"], rel=1e-4)
+
+
+def test_a_head_is_built_stored_and_loaded_with_its_answers(tmp_path):
+    config = replace(HEAD, projector="merged", projector_steps=1, lora_steps=1, pictures=2)
+    model, processor = build(config)
+    taught = Lessons(processor, lessons(2), config.head_answers)
+    noise = torch.rand(2, 3, 32, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    kept = FeatureCache.of(model, ["p0", "p1"], lambda key: noise[int(key[1])].numpy())
+    finetune(model, taught, kept, config, progress=False)
+    assert bool(model.closed_head.weight.any())
+    loaded, _, _ = finetune_saving.load(finetune_saving.save(tmp_path / "tuned", model, config, {"seed": 0}))
+    assert loaded.closed_head.answers == config.head_answers
+    torch.testing.assert_close(loaded.closed_head.weight, model.closed_head.weight, rtol=1e-3, atol=1e-6)  # 16 bits
+    assert held_out_loss(loaded, taught, kept) == pytest.approx(held_out_loss(model, taught, kept), rel=1e-2)
+
+
+def test_lessons_that_a_head_cannot_answer_are_refused():
+    model, processor, taught, kept = school()
+    with pytest.raises(BadInput, match="answer is 'No', and head_answers doesn't name it"):
+        Lessons(processor, lessons(), ("Yes", *ORGANS))
+    with pytest.raises(BadInput, match="aren't the head's"):
+        finetune(model, taught, kept, HEAD, progress=False)
+    for answers in ((), ("Yes",), ("Yes", "Yes")):
+        with pytest.raises(BadInput, match="at least two"):
+            ClosedHead(8, answers)
+
+
 def test_patience_ends_training_when_the_held_out_loss_rises():
     model, _, taught, kept = school()
     wait = Patience(taught, kept, every=1, looks=2)
@@ -272,7 +438,11 @@ def test_a_grid_that_blocks_do_not_fill_is_refused():
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [({"pictures": 0}, "pictures"), ({"projector_steps": 0, "lora_steps": 0}, "one of them must be 1"),
-     ({"from_scratch": True, "l2": 0.1}, "penalty on LoRA")],
+     ({"from_scratch": True, "l2": 0.1}, "penalty on LoRA"), ({"accumulate": 3}, "3 equal parts"),
+     ({"patience": -1}, "patience is -1"), ({"look_every": 0}, "look_every"), ({"l2": -1.0}, "must not be negative"),
+     ({"class_balanced": True}, "class_balanced needs"), ({"closed_weight": 2.0}, "set focal_gamma"),
+     ({"open_weight": 0.0}, "open_weight needs"), ({"head_answers": ("Yes", "No")}, "head_answers needs"),
+     ({"teacher": "x", "accumulate": 2}, "accumulate to 1")],
 )  # fmt: skip
 def test_settings_that_cannot_be_are_refused(wrong, said):
     with pytest.raises(BadInput, match=said):

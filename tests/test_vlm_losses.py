@@ -11,24 +11,11 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.vlm.lora import lora_parameters, with_lora
-from ctvlm_lib.vlm.losses import (
-    LossWeights,
-    answer_nll,
-    class_balanced_alpha,
-    focal_answer_nll,
-    focal_loss,
-    lora_penalty,
-    total_loss,
-)
+from ctvlm_lib.vlm.losses import class_balanced_alpha, focal_loss, lora_penalty
 
 
 def numbers(*shape, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 2
-
-
-def batch() -> tuple[torch.Tensor, torch.Tensor]:
-    labels = torch.tensor([[-100, -100, 3, 1, 4], [-100, 2, 0, -100, -100]])
-    return numbers(2, 5, 6).float(), labels
 
 
 def plain_focal(logits, targets, gamma, alpha) -> float:
@@ -37,42 +24,6 @@ def plain_focal(logits, targets, gamma, alpha) -> float:
         p = math.exp(row[target]) / sum(math.exp(x) for x in row)
         total += -alpha[target] * (1 - p) ** gamma * math.log(p)
     return total / len(targets)
-
-
-def plain_answers(logits, labels) -> list[tuple[int, int, int]]:
-    rows, length = labels.shape
-    return [(b, t, int(labels[b, t + 1])) for b in range(rows) for t in range(length - 1) if labels[b, t + 1] != -100]
-
-
-def test_answer_nll_equals_a_plain_loop():
-    logits, labels = batch()
-    losses = []
-    for b, t, token in plain_answers(logits, labels):
-        row = logits[b, t].tolist()
-        losses.append(math.log(sum(math.exp(x) for x in row)) - row[token])
-    assert len(losses) == 5
-    assert float(answer_nll(logits, labels)) == pytest.approx(sum(losses) / 5, rel=1e-6)
-
-
-def test_answer_nll_is_the_decoders_own_loss():
-    decoder = Qwen2ForCausalLM(
-        Qwen2Config(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,
-                    num_key_value_heads=2)
-    )  # fmt: skip
-    ids = torch.randint(0, 64, (2, 7), generator=torch.Generator().manual_seed(0))
-    labels = ids.clone()
-    labels[:, :3] = -100
-    out = decoder(input_ids=ids, labels=labels)
-    torch.testing.assert_close(answer_nll(out.logits, labels), out.loss)
-
-
-def test_masked_positions_have_no_gradient():
-    logits, labels = batch()
-    logits.requires_grad_()
-    answer_nll(logits, labels).backward()
-    learnt = {(b, t) for b, t, _ in plain_answers(logits, labels)}
-    moved = {tuple(i) for i in logits.grad.abs().sum(dim=-1).nonzero().tolist()}
-    assert moved == learnt
 
 
 @settings(max_examples=30, deadline=None)
@@ -88,18 +39,12 @@ def test_focal_loss_equals_a_plain_loop(gamma, seed, alpha):
 def test_focal_loss_without_focus_is_cross_entropy():
     logits, targets = numbers(6, 4), torch.tensor([0, 1, 2, 3, 1, 1])
     torch.testing.assert_close(focal_loss(logits, targets, gamma=0), functional.cross_entropy(logits, targets))
-    tokens, labels = batch()
-    torch.testing.assert_close(focal_answer_nll(tokens, labels, gamma=0), answer_nll(tokens, labels))
 
 
-def test_focal_answer_tokens_equal_a_plain_loop():
-    logits, labels = batch()
-    alpha = torch.linspace(0.5, 1.5, 6)
-    places = plain_answers(logits, labels)
-    rows = torch.stack([logits[b, t] for b, t, _ in places])
-    targets = torch.tensor([token for _, _, token in places])
-    expected = plain_focal(rows, targets, 2.0, alpha.tolist())
-    assert float(focal_answer_nll(logits, labels, 2.0, alpha)) == pytest.approx(expected, rel=1e-5)
+def test_weights_of_examples_are_those_of_their_classes_where_each_has_its_classs():
+    logits, targets, alpha = numbers(5, 4), torch.tensor([0, 3, 1, 1, 2]), torch.tensor([0.5, 2.0, 1.0, 0.1])
+    by_example = focal_loss(logits, targets, 2.0, weights=alpha[targets])
+    torch.testing.assert_close(by_example, focal_loss(logits, targets, 2.0, alpha))
 
 
 def test_an_easy_example_counts_little():
@@ -160,33 +105,20 @@ def test_at_step_0_every_adapter_adds_about_a_third_of_its_rank():
     assert lora_penalty(model).item() == pytest.approx(14 * 16 / 3, rel=0.05)  # 14 adapters, mean of many numbers
 
 
-def test_the_total_is_the_weighted_sum_of_what_is_given():
-    cls, gen, reg = torch.tensor(2.0), torch.tensor(3.0), torch.tensor(500.0)
-    assert float(total_loss(cls, gen, reg).total) == pytest.approx(2 + 3 + 0.05)
-    assert float(total_loss(gen=gen).total) == 3
-    assert float(total_loss(cls, gen, reg, LossWeights(0.5, 2, 0)).total) == 7
-    losses = total_loss(cls, reg=reg)
-    assert losses.gen is None and losses.cls is cls
-
-
 def test_what_cant_be_learnt_from_is_refused():
-    logits, labels = batch()
-    with pytest.raises(BadInput, match="no position"):
-        answer_nll(logits, torch.full_like(labels, -100))
-    with pytest.raises(BadInput, match="vocabulary"):
-        answer_nll(logits[0], labels)
+    logits, targets = numbers(3, 6), torch.tensor([3, 1, 4])
     with pytest.raises(BadInput, match="gamma"):
-        focal_loss(logits[0], labels[1].clamp(0), gamma=-1)
+        focal_loss(logits, targets, gamma=-1)
     with pytest.raises(BadInput, match="classes"):
-        focal_loss(logits[0], labels[0])
+        focal_loss(logits, targets - 100)
     with pytest.raises(BadInput, match="one weight"):
-        focal_loss(logits[0], labels[0].clamp(0), alpha=torch.ones(5))
+        focal_loss(logits, targets, alpha=torch.ones(5))
+    with pytest.raises(BadInput, match="one for each"):
+        focal_loss(logits, targets, weights=torch.ones(2))
     with pytest.raises(BadInput, match="N, classes"):
-        focal_loss(logits[0], labels[0, :2])
+        focal_loss(logits, targets[:2])
     for counts, beta in (([0, 0], None), ([1, -1], None), ([1, 2], 1.0)):
         with pytest.raises(BadInput):
             class_balanced_alpha(counts, beta)
     with pytest.raises(BadInput, match="no LoRA"):
         lora_penalty(torch.nn.Linear(2, 2))
-    with pytest.raises(BadInput, match="scalars"):
-        total_loss()

@@ -9,17 +9,21 @@ import torch
 from helpers_finetune import ORGANS, lessons, record, small_cohort
 from helpers_vlm import SIZE, tiny
 
+from ctvlm_lib.alignment.arm_tables import RESULTS, name_and_seed
 from ctvlm_lib.alignment.checkpoints import load as load_aligned
 from ctvlm_lib.checkpoints import FOLDER
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.evaluate.choice import score_closed
 from ctvlm_lib.experiments import answers, vlm_arms
 from ctvlm_lib.experiments.controls import MOVED, Control, ask
-from ctvlm_lib.experiments.vlm_arms import ARMS, features_of, key_of, lessons_of, recipe_of
+from ctvlm_lib.experiments.vlm_arms import ARMS, CLOSED_ANSWERS, features_of, key_of, lessons_of, recipe_of
 from ctvlm_lib.experiments.vlm_reader import VlmReader, worded
 from ctvlm_lib.records import protocol
 from ctvlm_lib.vlm import finetune, finetune_saving, ladder
 from ctvlm_lib.vlm.choices import log_likelihoods
+from ctvlm_lib.vlm.finetune import Finetuning
+from ctvlm_lib.vlm.lessons import Lessons
+from ctvlm_lib.vlm.packed import offered
 from ctvlm_lib.vlm.short_answers import short_answers
 from ctvlm_lib.vlm.splice import IGNORED
 
@@ -196,6 +200,36 @@ def test_features_are_computed_once_and_read_back(tmp_path, untrained):
     assert set(kept.keys) == {lesson.key for lesson in some}
 
 
+def test_lines_out_of_the_window_are_learnt_from_kept_apart_and_shown_when_it_is_asked(tmp_path, monkeypatch):
+    cohort, shown = small_cohort(), []
+    models = {}
+    for variant in ("", "-out-of-window"):
+        few = {"regions": 1, "patients": 1, "kinds": ["presence"]}
+        config = recipe_of(f"vlm-A-contour-small{variant}", changes=few)
+        model, processor = finetune.build(config)
+        some = [one for one in lessons_of(cohort, config) if one.records[0].region]
+        kept = features_of(model, cohort.scans["train"], some, config, store=tmp_path)
+        models[variant] = kept.take([some[0].key]).low, model, processor
+    assert len(list(tmp_path.iterdir())) == 2
+    assert not torch.equal(models[""][0], models["-out-of-window"][0])
+
+    reader = VlmReader(*models["-out-of-window"][1:])
+    monkeypatch.setattr(reader, "answer", lambda pictures, groups, condition: shown.append(pictures) or [
+        [("Yes", 0.5)] * len(group) for group in groups])  # fmt: skip
+    ask(reader, some[0].records, cohort.scans["train"], "contour")
+    assert shown[0].max() > 1  # no tissue lies there
+    with torch.no_grad():
+        seen = models["-out-of-window"][1].image_features(torch.from_numpy(shown[0]))
+    torch.testing.assert_close(seen.low, models["-out-of-window"][0], rtol=1e-3, atol=1e-3)  # kept in 16 bits
+
+
+def test_colours_for_an_encoder_of_one_channel_are_refused():
+    with pytest.raises(BadInput, match="need an encoder of 3 channels"):
+        finetune.build(recipe_of("vlm-A-contour-small", changes={"colour": "rgb"}))
+    with pytest.raises(BadInput, match="colour is 'grey'"):
+        recipe_of("vlm-A-contour-small", changes={"colour": "grey"})
+
+
 def test_an_arm_is_trained_asked_and_stored(tmp_path, monkeypatch):
     monkeypatch.setenv("CTVLM_CACHE", str(tmp_path / "cache"))
     cohort = small_cohort()
@@ -226,11 +260,30 @@ def test_the_test_split_is_not_asked_without_a_committed_protocol(monkeypatch):
 
 
 def test_arms_are_encoder_condition_and_decoder():
-    # all but smollm2 from scratch, and but large and smollm2 with a teacher
-    assert len(ARMS) == 3 * 4 * (4 * len(vlm_arms.VARIANTS) - 1 - 2 * 2)
+    # all but smollm2 from scratch, large and smollm2 with a teacher, and lines of another colour without a line
+    assert len(ARMS) == 3 * 4 * (4 * len(vlm_arms.VARIANTS) - 1 - 2 * 2) - 3 * 4
     arm = ARMS["vlm-A-continued-dual-large"]
     assert (arm.encoder, arm.condition, arm.decoder, arm.from_scratch) == ("A-continued", "dual", "large", False)
     assert recipe_of("vlm-B-box-small-scratch", 2, {"lora_lr": 1e-3}).lora_lr == 1e-3
+
+
+@pytest.mark.parametrize("folder", [RESULTS, FOLDER])
+def test_stored_models_were_made_by_the_recipes_of_their_arms(folder):
+    records = sorted(folder.glob("vlm-*/record.json"))
+    assert records
+    for path in records:
+        told = json.loads(path.read_text(encoding="utf-8"))["finetuning"]
+        name, seed = name_and_seed(path.parent.name)
+        assert Finetuning.from_dict(told) == recipe_of(name, seed), path.parent.name
+
+
+def test_a_heads_classes_are_all_that_the_cohorts_closed_questions_offer():
+    closed = [r for some in small_cohort().records.values() for r in some if r.form == "closed"]
+    assert {answer for r in closed for answer in offered(r)} <= set(CLOSED_ANSWERS)
+    lists = small_cohort()
+    config = recipe_of("vlm-B-contour-small-focal-head")
+    _, processor = finetune.build(config)
+    assert Lessons(processor, lessons_of(lists, config), config.head_answers).answers == CLOSED_ANSWERS
 
 
 def test_an_arm_that_there_is_not_is_refused():

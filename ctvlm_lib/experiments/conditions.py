@@ -6,12 +6,11 @@ import numpy as np
 
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.prompt import box_outline, contour
-from ctvlm_lib.prompt.overlay import COLOURS
+from ctvlm_lib.vlm.colour import coloured, way_of
 
 CONDITIONS = ("none", "contour", "box", "dual")
 PAPERS_COLOURS = {"contour": "blue", "box": "green", "distractor": "red"}
 SWAPPED_COLOURS = {"contour": "red", "box": "red", "distractor": "green"}
-LUMA = (0.299, 0.587, 0.114)  # of red, green, blue: ITU-R BT.601
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,27 +50,23 @@ class Drawing:
         return lines
 
 
-def draw(grey: np.ndarray, drawing: Drawing, channels: int, thickness: int = 1) -> np.ndarray:
+def draw(grey: np.ndarray, drawing: Drawing, channels: int, thickness: int = 1, colour: str = "") -> np.ndarray:
     """Draw a prompt into an encoder's input.
 
     Args:
         grey: float32 ``(D, H, W)`` in −1…1, see :func:`ctvlm_lib.alignment.scans.as_input`.
         drawing: what to draw.
-        channels: 3 draws in colour; 1 draws the colours' luminance, all that an encoder of grey volumes can see.
+        channels: of the encoder, 1 or 3.
         thickness: of the lines, voxels.
+        colour: how lines get in, one of ``ctvlm_lib.vlm.colour.WAYS``; "" what the protocol fixes for the encoder, see
+            :func:`way_of`.
 
     Returns:
-        float32 ``(channels, D, H, W)`` in −1…1.
+        float32 ``(channels, D, H, W)`` in −1…1; above 1 on lines that are drawn out of the window.
 
     Raises:
-        BadInput: another number of channels.
+        BadInput: another number of channels, or a way that the encoder can't read.
     """
     if channels not in (1, 3):
         raise BadInput(f"an encoder reads 1 channel or 3, got {channels}")
-    picture = np.repeat(grey[None], channels, axis=0)
-    for line, colour in drawing.lines(thickness):
-        rgb = COLOURS[colour]
-        values = rgb if channels == 3 else [float(np.dot(LUMA, rgb))]
-        for channel, value in zip(picture, values, strict=True):
-            channel[line] = value / 127.5 - 1
-    return picture
+    return coloured(grey, drawing.lines(thickness), way_of(colour, channels), channels)

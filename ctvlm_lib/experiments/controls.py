@@ -28,9 +28,16 @@ _CHANGES = {"dilated": perturb.dilate, "eroded": perturb.erode, "shifted": pertu
 
 
 class Reader(Protocol):
-    """Answers questions about pictures."""
+    """Answers questions about pictures.
+
+    Attributes:
+        channels: of the pictures that it is shown, 1 or 3.
+        colour: how lines get in, see :func:`ctvlm_lib.experiments.conditions.draw`; a reader without it is shown them
+            as its channels allow, which "" says, too.
+    """
 
     channels: int
+    colour: str
 
     def answer(
         self, pictures: np.ndarray, questions: Sequence[Sequence[Record]], condition: str
@@ -109,12 +116,13 @@ def ask(
         raise BadInput(f"{lost[0]} is about a patient who isn't among the {len(scans)} scans; give the whole cohort")
     records.sort(key=lambda r: (place[r.patient], r.region or ""))
     groups = [list(same) for _, same in groupby(records, key=lambda r: (r.patient, r.region))]
-    said, marked = [], []
+    said, marked, way = [], [], getattr(reader, "colour", "")
     for start in range(0, len(groups), batch):
         some = groups[start : start + batch]
         pictures = []
         for group in some:
-            picture, on = picture_for(group[0], scans, place[group[0].patient], condition, control, reader.channels)
+            k = place[group[0].patient]
+            picture, on = picture_for(group[0], scans, k, condition, control, reader.channels, way)
             pictures.append(picture)
             marked += [on] * len(group)
         said += [pair for pairs in reader.answer(np.stack(pictures), some, condition) for pair in pairs]
@@ -126,7 +134,7 @@ def ask(
 
 
 def picture_for(
-    record: Record, scans: Scans, k: int, condition: str, control: Control, channels: int
+    record: Record, scans: Scans, k: int, condition: str, control: Control, channels: int, colour: str = ""
 ) -> tuple[np.ndarray, str]:
     """The picture that a question is asked about.
 
@@ -134,13 +142,13 @@ def picture_for(
         record: the question; its region is what is marked.
         scans: the cohort. k: the patient's place in it.
         condition, control: what is drawn, and what is changed about it.
-        channels: 1 or 3.
+        channels, colour: of the reader.
 
     Returns:
         float32 ``(channels, D, H, W)``, and the structure that the prompt is on, "" without a prompt.
     """
     drawing, on = drawing_for(record, scans, k, condition, control)
-    return draw(as_input(scans.hu[k]), drawing, channels), on
+    return draw(as_input(scans.hu[k]), drawing, channels, colour=colour), on
 
 
 def drawing_for(record: Record, scans: Scans, k: int, condition: str, control: Control) -> tuple[Drawing, str]:

@@ -1,9 +1,10 @@
 """The arms of the cross-attention read-out: what is in the tokens, told apart from what a language model has learnt.
 
-``readout-B-contour`` reads encoder B's tokens of pictures with blue contours. It learns the same closed questions about
-the same pictures as the vision–language models do, and is asked by the same code. Where it answers as well without a
-prompt as with one, the prompt gives a vision–language model nothing that the tokens lack; it only saves it learning
-where to look.
+``readout-B-contour`` reads encoder B's tokens of pictures with blue contours, ``readout-A-contour-out-of-window`` those
+that encoder A, which knows no colours, makes of contours whose values no tissue has. It learns the same closed
+questions about the same pictures as the vision–language models do, and is asked by the same code. Where it answers as
+well without a prompt as with one, the prompt gives a vision–language model nothing that the tokens lack; it only saves
+it learning where to look.
 """
 
 import time
@@ -42,7 +43,8 @@ class Recipe:
     """How a read-out is made.
 
     Attributes:
-        encoder: name of a shipped encoder. condition: what is drawn before it sees a volume.
+        encoder: name of a shipped encoder. condition: what is drawn before it sees a volume. colour: how lines get in,
+            as of :class:`ctvlm_lib.vlm.finetune.Finetuning`.
         seed: of weights and steps.
         patients: the first so many of the training split; 0 takes all.
         steps, lr, weight_decay: of :class:`ctvlm_lib.training.Training`, in float32.
@@ -64,15 +66,18 @@ class Recipe:
     hidden: int = 192
     dropout: float = 0.2
     hide: float = 0.3
+    colour: str = ""
 
     def training(self) -> Training:
         """The recipe as the training loop takes it."""
         return Training(self.steps, self.lr, weight_decay=self.weight_decay, seed=self.seed)
 
 
+VARIANTS = {"": "", "out-of-window": "out of window"}  # what a name says behind the condition → colour
 ARMS = {
-    f"readout-{encoder}-{condition}": Recipe(encoder, condition)
-    for encoder, condition in product(ENCODERS, CONDITIONS)
+    "-".join(filter(None, ("readout", encoder, condition, variant))): Recipe(encoder, condition, colour=colour)
+    for encoder, condition, (variant, colour) in product(ENCODERS, CONDITIONS, VARIANTS.items())
+    if not colour or condition != "none"
 }
 
 
@@ -125,8 +130,9 @@ def run(
     minutes["training"] = (time.monotonic() - began) / 60
     for split in splits:
         began = time.monotonic()
-        seen = Seen(model, place / f"{model.encoder_id()}-{recipe.condition}-asked-{split}.safetensors")
-        said[split] = ask_all(Reader(network, seen, recipe.condition), cohort, split, seed, print if progress else None)
+        seen = Seen(model, place / f"{model.encoder_id()}-{vlm_config(recipe).drawn_as}-asked-{split}.safetensors")
+        reader = Reader(network, seen, recipe.condition, recipe.colour)
+        said[split] = ask_all(reader, cohort, split, seed, print if progress else None)
         seen.save()
         minutes[split] = (time.monotonic() - began) / 60
     record |= {"profile": cohort.profile, "seed": seed, "config": asdict(recipe)}
@@ -153,12 +159,12 @@ def recipe_of(name: str, seed: int = 0, patients: int = 0, changes: Mapping | No
 def label_of(recipe: Recipe) -> str:
     """Name of a recipe's folder: ``readout-B-none-patients200-seed1``."""
     few = f"-patients{recipe.patients}" if recipe.patients else ""
-    return of_seed(f"readout-{recipe.encoder}-{recipe.condition}{few}", recipe.seed)
+    return of_seed(f"readout-{recipe.encoder}-{vlm_config(recipe).drawn_as}{few}", recipe.seed)
 
 
 def vlm_config(recipe: Recipe) -> finetune.Finetuning:
     """The vision–language arm that learns from the same pictures."""
-    return vlm_arms.recipe_of(f"vlm-{recipe.encoder}-{recipe.condition}-small")
+    return replace(vlm_arms.recipe_of(f"vlm-{recipe.encoder}-{recipe.condition}-small"), colour=recipe.colour)
 
 
 def lessons_of(

@@ -72,11 +72,11 @@ class Reader:
     Args:
         network: trained on pictures of the condition.
         seen: of the encoder whose tokens it reads.
-        condition: of :data:`ctvlm_lib.experiments.conditions.CONDITIONS`.
+        condition, colour: what is drawn and how, see :mod:`ctvlm_lib.experiments.conditions`.
     """
 
-    def __init__(self, network: ReadOut, seen: Seen, condition: str):
-        self.network, self.seen, self.condition = network.eval(), seen, condition
+    def __init__(self, network: ReadOut, seen: Seen, condition: str, colour: str = ""):
+        self.network, self.seen, self.condition, self.colour = network.eval(), seen, condition, colour
         self.channels = seen.model.config.encoder.in_channels
 
     def answer(

@@ -46,7 +46,7 @@ RELEASED, QUESTIONS, ANSWERS, BERT = "released", "questions.jsonl", "test.npz", 
 EPOCHS = {"radgenome": (3, 25), "m3d": (3, 5)}  # of the projector, of LoRA
 RECIPES = {  # contour.txt §4 (the projector as Med3DVLM's: a smaller decoder needs one of its own); med3dvlm.txt §4
     "radgenome": {"pictures": 4, "projector_lr": 1e-4, "lora_lr": 2e-5, "weight_decay": 2e-2, "l2": 1e-4,
-                  "focal_gamma": 2.0, "report_weight": 1.0},
+                  "focal_gamma": 2.0, "class_balanced": True, "report_weight": 1.0},
     "m3d": {"pictures": 8, "projector_lr": 1e-4, "lora_lr": 5e-5, "weight_decay": 0.0, "report_weight": 1.0},
 }  # fmt: skip
 AT_ONCE = 4  # pictures: 34 MB each at the published size
@@ -271,10 +271,10 @@ def ask(
     return answers.answer_table(records, texts, confidence, condition=condition, seed=seed)
 
 
-def lessons_of(cohort: RealCohort, condition: str) -> list[Lesson]:
-    """What the training split teaches: everything that is asked about each picture."""
+def lessons_of(cohort: RealCohort, condition: str, split: str = "train") -> list[Lesson]:
+    """What a split teaches: everything that is asked about each picture."""
     groups: dict[str, list[Record]] = {}
-    for record in cohort.records["train"]:
+    for record in cohort.records[split]:
         groups.setdefault(cohort.key(record, condition), []).append(worded(record, condition))
     return [Lesson(key, tuple(asked)) for key, asked in groups.items()]
 
@@ -286,10 +286,16 @@ def _trained(name, given, cohort, seed, home, progress, on_step) -> tuple[VlmRea
     config = recipe_of(name, given, len(taught), seed)
     model, processor = finetune.build(config)
     model.to(PartialState().device)
-    features = _features(model, processor, cohort, taught, condition, home / "features")
+    features = _features(model, processor, cohort, taught, config, home / "features")
+    looked_at = None
+    if config.patience:
+        others = lessons_of(cohort, condition, "validation")
+        kept = _features(model, processor, cohort, others, config, home / "features", "validation")
+        looked_at = Lessons(processor, others, config.head_answers), kept
     model.cpu()  # the loop takes it to its device, with FSDP in parts
-    curves = finetune.finetune(model, Lessons(processor, taught), features, config, folder=home / "training" / label,
-                               on_step=on_step, progress=progress)  # fmt: skip
+    curves = finetune.finetune(model, Lessons(processor, taught, config.head_answers), features, config,
+                               held_out=looked_at, folder=home / "training" / label, on_step=on_step,
+                               progress=progress)  # fmt: skip
     if not PartialState().is_main_process:  # two writers would take each other's folders away
         return None
     record = checkpoints.circumstances(curves)
@@ -309,16 +315,18 @@ def _released(given: Sources) -> VlmReader:
     return VlmReader(model, processor, written=True)
 
 
-def _features(model, processor, cohort: RealCohort, taught: list[Lesson], condition: str, store: Path) -> FeatureCache:
-    """Features of all training pictures, computed once in each process; other decoders and seeds read them."""
-    first = {}
-    for record in cohort.records["train"]:
+def _features(
+    model, processor, cohort: RealCohort, taught: list[Lesson], config: Finetuning, store: Path, split: str = "train"
+) -> FeatureCache:
+    """Features of all of a split's pictures, computed once in each process; other decoders and seeds read them."""
+    first, condition = {}, config.condition
+    for record in cohort.records[split]:
         first.setdefault(cohort.key(record, condition), record)
     content = 0
     for lesson in taught:
         path = cohort.folder / first[lesson.key].volume
         content = zlib.crc32(f"{lesson.key} {path.stat().st_size} {path.stat().st_mtime_ns}".encode(), content)
-    path = store / f"{model.encoder_id()}-{cohort.data}-{condition}-{len(first)}-{content:08x}.safetensors"
+    path = store / f"{model.encoder_id()}-{cohort.data}-{config.drawn_as}-{len(first)}-{content:08x}.safetensors"
     if path.is_file():
         return FeatureCache.load(path)
     made_by = processor.image_input

@@ -46,9 +46,11 @@ def drawing(case: SeenCase, condition: str, region: str | None) -> Drawing:
     return Drawing(condition, masks[region], None if other is None else masks[other])
 
 
-def model_input(case: SeenCase, condition: str, region: str | None, channels: int = 3) -> np.ndarray:
-    """What an encoder gets: float32 ``(channels, D, H, W)`` in −1…1, the prompt drawn in."""
-    return draw(as_input(case.field.volume.hu), drawing(case, condition, region), channels)
+def model_input(
+    case: SeenCase, condition: str, region: str | None, channels: int = 3, colour: str = ""
+) -> np.ndarray:
+    """What an encoder gets: float32 ``(channels, D, H, W)`` in −1…1, the prompt drawn in as ``draw`` does."""
+    return draw(as_input(case.field.volume.hu), drawing(case, condition, region), channels, colour=colour)
 
 
 def read(reader: Reader, case: SeenCase, condition: str, blind: Mapping[str, str] | None = None) -> pd.DataFrame:
@@ -72,7 +74,8 @@ def read(reader: Reader, case: SeenCase, condition: str, blind: Mapping[str, str
     groups: dict[str | None, list[Record]] = {}
     for record in case.records:
         groups.setdefault(record.region, []).append(record)
-    pictures = np.stack([model_input(case, condition, region, reader.channels) for region in groups])
+    way = getattr(reader, "colour", "")
+    pictures = np.stack([model_input(case, condition, region, reader.channels, way) for region in groups])
     said = [pair for pairs in reader.answer(pictures, list(groups.values()), condition) for pair in pairs]
     records = [record for group in groups.values() for record in group]
     answers, confidence = zip(*said, strict=True)

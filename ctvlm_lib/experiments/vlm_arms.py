@@ -2,11 +2,13 @@
 
 ``vlm-B-contour-small`` is encoder B, blue contours, the smallest decoder with LoRA. Behind the decoder's size may stand
 what else is different: ``-scratch``, a decoder that began with random weights and learnt whole; ``-blind``, a model
-that is shown blank pictures only; a projector of Med3DVLM's ablation; slice attention, ``-SSA`` or ``-MSSA``;
-``-longer``, three times as many steps; ``-patients200``, fewer patients to learn from; ``-distilled``, an epoch more
-beside the large decoder's arm of the same encoder, condition and seed as teacher, which is trained first if it isn't
-there; ``-undistilled``, the same epoch without it. Arms that differ in the condition alone are trained on the same
-questions in the same order.
+that is shown blank pictures only; a projector of Med3DVLM's ablation; slice attention, ``-SSA`` or ``-MSSA``, or
+``-MSSA-by-slice``, whose bias goes by slices instead of image vectors; ``-longer``, three times as many steps;
+``-patients200``, fewer patients to learn from; ``-focal``, the contour paper's class-balanced focal loss on closed
+answers and its penalty on LoRA; ``-focal-head``, the same with a head for closed questions; ``-out-of-window``, lines
+whose values no tissue has; ``-distilled``, an epoch more beside the large decoder's arm of the same encoder, condition
+and seed as teacher, which is trained first if it isn't there; ``-undistilled``, the same epoch without it. Arms that
+differ in the condition alone are trained on the same questions in the same order.
 """
 
 import time
@@ -37,16 +39,19 @@ from ctvlm_lib.experiments.controls import (
     picture_for,
 )
 from ctvlm_lib.experiments.pointing import ANSWERS
+from ctvlm_lib.experiments.read_out_model import VOCABULARY
 from ctvlm_lib.experiments.vlm_reader import BLANK, ROOM, VlmReader, worded
 from ctvlm_lib.records import protocol
 from ctvlm_lib.records.balance import drawn
 from ctvlm_lib.records.committed import check_committed
+from ctvlm_lib.records.questions import LUNG_SIZES_MM, ORGAN_SIZES_MM, PARTS, PHASES, size_class
 from ctvlm_lib.records.record import Record
 from ctvlm_lib.training_processes import alone
 from ctvlm_lib.vlm import finetune, finetune_saving, ladder, smollm2
 from ctvlm_lib.vlm.feature_cache import FeatureCache
 from ctvlm_lib.vlm.finetune import Finetuning
 from ctvlm_lib.vlm.lessons import Lesson, Lessons
+from ctvlm_lib.vlm.losses import LossWeights
 from ctvlm_lib.vlm.model import CtvlmModel
 from ctvlm_lib.vlm.projector import IN_THE_PAPER
 from ctvlm_lib.vlm.slice_attention import KINDS
@@ -56,6 +61,9 @@ NO_REGION, BLANK_KEY = "the whole scan", "blank"
 TEACHER, TAUGHT = "vlm-{encoder}-{condition}-large", ("small", "middle")  # who teaches, which decoders are taught
 # for a CPU: 64 + 32 image vectors instead of 256 + 128, and no dropout in the adapters, which is a fifth of a step
 ON_A_CPU = Finetuning(projector="merged", dropout=0.0, projector_steps=60, lora_steps=340, pictures=16)
+_SIZES = [name for limits in (LUNG_SIZES_MM, ORGAN_SIZES_MM) for name in size_class(0, limits)[1]]
+CLOSED_ANSWERS = tuple(dict.fromkeys((*VOCABULARY, *PHASES, *PARTS, *_SIZES)))  # all that the cohort's questions have
+FOCAL = {"focal_gamma": 2.0, "class_balanced": True, "l2": LossWeights().reg}  # contour.txt §4
 VARIANTS: dict[str, dict] = {
     "": {},
     "scratch": {"from_scratch": True},
@@ -64,7 +72,11 @@ VARIANTS: dict[str, dict] = {
     **{f"patients{n}": {"patients": n} for n in (100, 200, 400)},
     **{label: {"projector": name} for name, label in IN_THE_PAPER.items()},
     **{kind: {"slice_attention": kind} for kind in KINDS},
+    "MSSA-by-slice": {"slice_attention": "MSSA", "slice_by": "slice"},
     "SSA-as-printed": {"slice_attention": "SSA", "slice_form": "as printed"},
+    "focal": FOCAL,
+    "focal-head": FOCAL | {"head_answers": CLOSED_ANSWERS},
+    "out-of-window": {"colour": "out of window"},
     "distilled": {"teacher": TEACHER},
     "undistilled": {"teacher": TEACHER, "distillation_weight": 0.0},
 }
@@ -76,6 +88,8 @@ def _arms() -> dict[str, Finetuning]:
     made = {}
     for encoder, condition, decoder, (variant, changes) in product(ENCODERS, CONDITIONS, DECODERS, VARIANTS.items()):
         if decoder == smollm2.ASSET and changes.get("from_scratch") or "teacher" in changes and decoder not in TAUGHT:
+            continue
+        if "colour" in changes and condition == "none":  # there is no line
             continue
         config = replace(ON_A_CPU, encoder=encoder, condition=condition, decoder=decoder,
                          **_OF_DECODER.get(decoder, {}), **changes)  # fmt: skip
@@ -136,8 +150,9 @@ def run(
     target = Path(checkpoint_folder) / label
     if config.learns_from_teacher and not finetune_saving.find_teacher(config, target.parent, checkpoints.FOLDER):
         _train_teacher(config, cohort, target.parent, record, folder, progress)
-    reader, record = trained(config, cohort, lessons_of(cohort, config), target, record, folder=folder,
-                             on_step=on_step, progress=progress)  # fmt: skip
+    reader, record = trained(config, cohort, lessons_of(cohort, config), target, record,
+                             held_out=held_out_of(cohort, config), folder=folder, on_step=on_step,
+                             progress=progress)  # fmt: skip
     said, tell = {}, print if progress else None
     for split in splits:
         began = time.monotonic()
@@ -154,6 +169,7 @@ def trained(
     target: Path,
     record: Mapping,
     *,
+    held_out: Sequence[Lesson] = (),
     most: int = ROOM,
     folder: str | Path | None = None,
     on_step: Callable[[dict], None] | None = None,
@@ -167,6 +183,7 @@ def trained(
         taught: what is learnt.
         target: folder of the checkpoint; a teacher lies beside it or among those that ship.
         record: what else its record shall say.
+        held_out: lessons of validation patients, where the recipe stops early.
         most: tokens of the reader's open answers.
         folder, on_step, progress: as for :func:`run`.
 
@@ -180,10 +197,14 @@ def trained(
         teacher, told = finetune_saving.load_teacher(config, model, processor, target.parent, checkpoints.FOLDER)
         record |= {"teacher": told}
     features = features_of(model, cohort.scans["train"], taught, config)
+    looked_at = None
+    if held_out:
+        kept = features_of(model, cohort.scans["validation"], held_out, config)
+        looked_at = Lessons(processor, held_out, config.head_answers), kept
     ready = time.monotonic()
     curves = finetune.finetune(
-        model, Lessons(processor, taught), features, config, teacher=teacher, folder=folder, on_step=on_step,
-        progress=progress,
+        model, Lessons(processor, taught, config.head_answers), features, config, teacher=teacher, held_out=looked_at,
+        folder=folder, on_step=on_step, progress=progress,
     )  # fmt: skip
     minutes = {"features": (ready - started) / 60, "training": (time.monotonic() - ready) / 60}
     record |= {"profile": cohort.profile, "seed": config.seed} | checkpoints.circumstances(curves)
@@ -202,7 +223,8 @@ def _train_teacher(
     if progress:
         print(f"{label}, the teacher, has no checkpoint here; it is trained first, and isn't asked anything")
     way = Path(folder).parent / label if folder else None
-    trained(its, cohort, lessons_of(cohort, its), home / label, record, folder=way, progress=progress)
+    trained(its, cohort, lessons_of(cohort, its), home / label, record, held_out=held_out_of(cohort, its), folder=way,
+            progress=progress)  # fmt: skip
 
 
 def recipe_of(name: str, seed: int = 0, changes: Mapping | None = None) -> Finetuning:
@@ -250,6 +272,20 @@ def lessons_of(cohort: Cohort, config: Finetuning, split: str = "train") -> list
     return made
 
 
+def held_out_of(cohort: Cohort, config: Finetuning) -> list[Lesson]:
+    """What a recipe that stops early looks at: lessons of the validation patients that are asked; else nothing.
+
+    Raises:
+        BadInput: it stops early, and the cohort has no validation patients.
+    """
+    if not config.patience:
+        return []
+    if "validation" not in cohort.scans:
+        raise BadInput("patience looks at validation patients, and the cohort has none; ask that split, too")
+    patients = protocol.load().content["vlm"]["patients"]["validation"]
+    return lessons_of(cohort, replace(config, patients=patients), "validation")
+
+
 def key_of(record: Record, config: Finetuning) -> str:
     """Name of the picture that a question is asked about; without a prompt a patient has one."""
     if config.blind:
@@ -273,7 +309,7 @@ def features_of(
         model: with the frozen encoder.
         scans: of the lessons' patients.
         lessons: whose pictures are drawn as a reader is shown them, see :func:`ctvlm_lib.experiments.controls.ask`.
-        config: says what is drawn.
+        config: says what is drawn, and how.
         store: folder; None takes the workbook's cache.
         progress: called with (pictures, of how many).
     """
@@ -282,7 +318,7 @@ def features_of(
     content = 0
     for part in ("\n".join(first).encode(), repr(PAPERS_COLOURS).encode(), scans.hu, scans.region, scans.found):
         content = zlib.crc32(part, content)
-    name = f"{model.encoder_id()}-{config.condition}-{len(first)}-{content:08x}.safetensors"
+    name = f"{model.encoder_id()}-{config.drawn_as}-{len(first)}-{content:08x}.safetensors"
     path = Path(store or assets.cache_dir() / "features") / name
     if path.is_file():
         return FeatureCache.load(path)
@@ -291,7 +327,8 @@ def features_of(
         record, channels = first[key], model.config.encoder.in_channels
         if key == BLANK_KEY:
             return np.full((channels, *scans.hu.shape[1:]), BLANK, np.float32)
-        return picture_for(record, scans, place[record.patient], config.condition, AS_IS, channels)[0]
+        k = place[record.patient]
+        return picture_for(record, scans, k, config.condition, AS_IS, channels, config.colour)[0]
 
     found = FeatureCache.of(model, tuple(first), picture, progress=progress)
     found.save(path)

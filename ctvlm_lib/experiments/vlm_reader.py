@@ -40,15 +40,15 @@ class VlmReader:
     """A :class:`ctvlm_lib.experiments.controls.Reader` of a vision–language model.
 
     Open answers are written greedily. Closed ones are chosen: the likeliest of those offered, by the likelihood of the
-    whole answer, see :func:`ctvlm_lib.vlm.choices.log_likelihoods`; their confidence is its probability among them. An
-    open answer has none (NaN).
+    whole answer, see :func:`ctvlm_lib.vlm.choices.log_likelihoods`, or by the head for closed questions where the model
+    has one; their confidence is its probability among them. An open answer has none (NaN).
 
     Args:
         model: its encoder is frozen.
         processor: its.
         blind: every picture is blank to it.
-        written: closed answers are written, too. Small decoders write a letter and another choice's words, which is an
-            answer that can't be read; it has no confidence.
+        written: closed answers are written, too, which a model with a head for them never learnt. Small decoders write
+            a letter and another choice's words, which is an answer that can't be read; it has no confidence.
         store: folder that keeps what the encoder makes of pictures, for other models with the same encoder.
         most: tokens of an open answer that isn't a report.
     """
@@ -66,6 +66,8 @@ class VlmReader:
         self.model, self.processor, self.blind, self.written = model, processor, blind, written
         self.most = most
         self.channels = processor.channels
+        # colours are what "" means for three channels; a processor of one may say them and never get a line
+        self.colour = "" if processor.colour == "rgb" else processor.colour
         # the released splice overwrites the first token behind the image: each question then has a row of its own
         self.room = 1 if model.config.splice == "as released" else ROW_ROOM
         self.store = store and Path(store) / model.encoder_id()

@@ -161,7 +161,7 @@ def ask(model: Model, what: Given, record: Record, distractor: str | None = None
     found = []
     for how, drawing, marked in drawings(model.condition, what, record, distractor):
         tell(f"asking: {how} …")
-        picture = draw(as_input(what.hu), drawing, model.reader.channels)
+        picture = draw(as_input(what.hu), drawing, model.reader.channels, colour=model.reader.colour)
         [[(text, confidence)]] = model.reader.answer(picture[None], [[record]], model.condition)
         limit = model.threshold.value if model.threshold else 0.0
         refused = not math.isnan(confidence) and confidence < limit
@@ -255,7 +255,8 @@ def saliency(model: Model, what: Given, record: Record, answer: str, distractor:
     from scipy import ndimage
 
     _, drawing, _ = drawings(model.condition, what, record, distractor)[0]
-    picture = torch.from_numpy(draw(as_input(what.hu), drawing, model.reader.channels)[None]).requires_grad_(True)
+    drawn = draw(as_input(what.hu), drawing, model.reader.channels, colour=model.reader.colour)
+    picture = torch.from_numpy(drawn[None]).requires_grad_(True)
     said = answer.split(". ", 1)[1] if record.choices and ". " in answer else answer
     asked_as = worded(replace(record, answer=said or "unknown"), model.condition)
     batch = model.reader.processor.of_records([asked_as], None)

@@ -5,8 +5,8 @@ among the words, labels), ``features`` (kept in place of volumes), ``generation`
 ``released`` (Med3DVLM's checkpoint). Its inputs: ``processor`` (sequences and batches),
 ``image`` (a CT at the encoder's size and scale), ``colour`` (three ways in which a coloured line gets in). Its bridges:
 ``projector`` (the two-stream mixer and its rivals), ``slice_attention`` (SSA, MSSA). Its training: ``lora``,
-``losses``, ``parts`` (what it begins with), and the ``ladder`` of decoder sizes. A decoder that was pretrained
-elsewhere: ``smollm2``, from its ``gguf_file``.
+``losses``, ``closed_head``, ``parts`` (what it begins with), and the ``ladder`` of decoder sizes. A decoder that was
+pretrained elsewhere: ``smollm2``, from its ``gguf_file``.
 U-VLM's way of reading an encoder: ``stage_tokens`` (stages as tokens), ``injection`` into the decoder's layers at
 ``injection_sites``, ``hybrid_mask``, ``uvlm`` and ``uvlm_config`` (the writer), ``report_writer`` (its training).
 What it takes: ``lora_counts`` (parameters), ``memory``.

@@ -44,17 +44,28 @@ def coloured(
     if way not in WAYS:
         raise BadInput(f"colour is {way!r}; choose one of {', '.join(map(repr, WAYS))}")
     check_lines(grey.shape, lines)
-    if way == "rgb" and channels != 3:
-        if lines:
-            raise BadInput(
-                f"colours need an encoder of 3 channels and this one has {channels}; inflate it"
-                " (ctvlm_lib.encoder.inflate), or take colour='luminance' or 'out of window'"
-            )
-        way = "luminance"  # nothing is drawn
-    if way == "rgb":
+    if lines:
+        way_of(way, channels)
+    if way == "rgb" and channels == 3:
         return as_rgb(grey, lines, window)
-    drawn = as_luminance(grey, lines, window) if way == "luminance" else as_out_of_window(grey, lines, window)
+    drawn = as_out_of_window(grey, lines, window) if way == "out of window" else as_luminance(grey, lines, window)
     return np.repeat(drawn[None], channels, axis=0)
+
+
+def way_of(colour: str, channels: int) -> str:
+    """One of WAYS: the one that is named, or by "" colours for an encoder of three channels and luminance for one.
+
+    Raises:
+        BadInput: no such way, or colours for an encoder of one channel.
+    """
+    if colour not in ("", *WAYS):
+        raise BadInput(f"colour is {colour!r}; choose one of {', '.join(map(repr, WAYS))}, or '' for the encoder's own")
+    if colour == "rgb" and channels != 3:
+        raise BadInput(
+            f"colours need an encoder of 3 channels and this one has {channels}; inflate it"
+            " (ctvlm_lib.encoder.inflate), or take colour='luminance' or 'out of window'"
+        )
+    return colour or ("rgb" if channels == 3 else "luminance")
 
 
 def as_rgb(grey: np.ndarray, lines: Lines, window: tuple[float, float] = (-1.0, 1.0)) -> np.ndarray:

@@ -53,8 +53,8 @@ class CtvlmConfig(AroundDecoder):
         size_dhw_vox: the one size (D, H, W) of volumes; it fixes how many tokens the projector is built for.
         image_tokens: how many the projector gives, and so how many placeholders a sequence holds.
         image_token_id: id of the placeholder in the tokenizer.
-        slice_attention: options of :func:`ctvlm_lib.vlm.slice_attention.attach`, such as ``{"kind": "SSA"}``; None for
-            none.
+        slice_attention: options of :func:`ctvlm_lib.vlm.slice_attention.attach`, such as ``{"kind": "SSA"}``, and
+            ``by``, of :func:`ctvlm_lib.vlm.slice_attention.slices_of`; None for none.
         splice: ``"placeholders"`` puts image vectors where the placeholders are; ``"as released"`` one later than that
             where the tokenizer adds no BOS, which costs the question its first token.
         eos_token_id, pad_token_id: of generation; by default the decoder's.

@@ -39,11 +39,11 @@ from ctvlm_lib.alignment.siglip import RELEASED_INIT, SIGLIP_INIT, siglip_loss
 from ctvlm_lib.encoder import frozen
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.training import Curve, Step, train
+from ctvlm_lib.vlm.closed_head import begins
 from ctvlm_lib.vlm.feature_cache import FeatureCache
 from ctvlm_lib.vlm.finetune_loss import last_states, loss_of_step
 from ctvlm_lib.vlm.lessons import Drawn, Lessons, Packed
 from ctvlm_lib.vlm.model import CtvlmModel
-from ctvlm_lib.vlm.splice import IGNORED
 
 if TYPE_CHECKING:
     from ctvlm_lib.vlm.finetune import Finetuning
@@ -203,8 +203,7 @@ def before_answers(states: Tensor, rows: Packed) -> Tensor:
     Returns:
         ``(questions, width)``, row by row, in the order in which questions are packed.
     """
-    learnt = rows.labels != IGNORED
-    return states[:, :-1][learnt[:, 1:] & ~learnt[:, :-1]]
+    return states[:, :-1][begins(rows)]
 
 
 def same_items(items: Sequence[tuple]) -> Tensor:

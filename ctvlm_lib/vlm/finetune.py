@@ -8,8 +8,8 @@ thing, and isn't called LoRA: the decoder begins with random weights and all of 
 Source: med3dvlm.txt §3.3 and §3.4 (the two stages), contour.txt §3.2 and §4, dualbox.txt §3.2 and §4.2.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -18,157 +18,22 @@ from torch import Tensor
 from ctvlm_lib import checkpoints
 from ctvlm_lib.encoder import frozen
 from ctvlm_lib.errors import BadInput
-from ctvlm_lib.training import Curve, Step, Training, train
-from ctvlm_lib.vlm import distillation, smollm2
+from ctvlm_lib.training import Curve, Step, train
+from ctvlm_lib.vlm import distillation
+from ctvlm_lib.vlm.closed_head import ClosedHead
+from ctvlm_lib.vlm.colour import way_of
 from ctvlm_lib.vlm.config import CtvlmConfig
 from ctvlm_lib.vlm.feature_cache import FeatureCache
-from ctvlm_lib.vlm.finetune_loss import loss_of_step
+from ctvlm_lib.vlm.finetune_loss import Patience, loss_of_step, plain_decoder
+from ctvlm_lib.vlm.finetune_recipe import ALL, LORA, PROJECTOR, Finetuning
 from ctvlm_lib.vlm.lessons import Lessons
 from ctvlm_lib.vlm.lora import with_lora
+from ctvlm_lib.vlm.memory import recompute
 from ctvlm_lib.vlm.model import CtvlmModel
 from ctvlm_lib.vlm.parts import decoder_of, encoder_of
 from ctvlm_lib.vlm.processor import PLACEHOLDER, CtvlmProcessor, with_placeholder
 from ctvlm_lib.vlm.projector import PROJECTORS
 from ctvlm_lib.vlm.projector_merged import merged
-
-PROJECTOR, LORA, ALL = "projector", "LoRA", "all weights"
-SIZE_DHW_VOX = (32, 64, 64)  # of the cohort
-
-
-@dataclass(frozen=True)
-class Finetuning:
-    """How a vision–language model is made; two of them that differ in nothing but ``condition`` see the same questions.
-
-    Attributes:
-        encoder: name of a shipped encoder, such as "B"; with ``variant`` weights of a DCFormer in a released layout.
-        condition: what is drawn before it sees a volume, and how questions are worded.
-        decoder: size of :data:`ctvlm_lib.vlm.ladder.SIZES`, "smollm2", see :mod:`ctvlm_lib.vlm.smollm2`, or a language
-            model in the hub's layout.
-        seed: of the projector's weights, the adapters' and the steps.
-        projector: name in ``ctvlm_lib.vlm.projector.PROJECTORS``, or "merged", see
-            :mod:`ctvlm_lib.vlm.projector_merged`. projector_options: its arguments.
-        projector_steps, projector_lr: of the first stage, the projector alone.
-        lora_steps, lora_lr: of the second stage; projector and adapters.
-        pictures: of a step. words: room for the questions behind each, see :meth:`ctvlm_lib.vlm.lessons.Lessons.draw`.
-        patients: of the training split, the first so many; 0 takes all.
-        regions: of each training patient that are learnt from, each with its own picture; 0 takes all.
-        kinds: of question; () takes all.
-        report_weight: of the loss on reports, which have a mean of their own: they are ten times as long as answers.
-        blind: every picture is blank: what the words alone teach.
-        rank, alpha, dropout, targets, train_norms: of :func:`ctvlm_lib.vlm.lora.with_lora`.
-        slice_attention: "", "SSA" or "MSSA", see :mod:`ctvlm_lib.vlm.slice_attention`; it learns in both stages.
-            slice_form: "as meant" or "as printed". slice_blocks: k, in front of how many blocks.
-        from_scratch: a decoder with random weights, of which all learn, in one stage of both stages' steps.
-        focal_gamma: γ of the focal loss on closed answers, which then has a mean of its own beside that of the open
-            ones; None takes one mean negative log-likelihood over all answers' tokens.
-        l2: λ of the penalty on LoRA's matrices.
-        teacher: name of the finetuned model, without its seed, that is distilled from behind the last stage; "" for
-            none. That of the same seed is taken.
-        distillation_weight: of the contrastive loss beside that on answers; 0 leaves the latter alone: what the epoch
-            does without a teacher.
-        distillation_loss: "SigLIP" or "InfoNCE". distillation_steps: 0 takes one epoch.
-        weight_decay, precision, checkpoint_every: of :class:`ctvlm_lib.training.Training`.
-        variant: of a released DCFormer; "" takes a shipped encoder.
-        size_dhw_vox, scale: of the volumes, see :class:`ctvlm_lib.vlm.image.ImageInput`.
-    """
-
-    encoder: str = "B"
-    condition: str = "contour"
-    decoder: str = "small"
-    seed: int = 0
-    projector: str = "mixer"
-    projector_options: tuple[tuple[str, object], ...] = ()
-    projector_steps: int = 200
-    projector_lr: float = 3e-3
-    lora_steps: int = 400
-    lora_lr: float = 3e-3
-    pictures: int = 24
-    words: int = 120
-    patients: int = 0
-    regions: int = 4
-    kinds: tuple[str, ...] = ()
-    report_weight: float = 0.3
-    blind: bool = False
-    rank: int = 16
-    alpha: float = 32
-    dropout: float = 0.05
-    targets: str = "attention + MLP"
-    train_norms: bool = False
-    slice_attention: str = ""
-    slice_form: str = "as meant"
-    slice_blocks: int = 2
-    from_scratch: bool = False
-    focal_gamma: float | None = None
-    l2: float = 0.0
-    teacher: str = ""
-    distillation_weight: float = 0.1
-    distillation_loss: str = distillation.SIGLIP
-    distillation_steps: int = 0
-    weight_decay: float = 0.02
-    precision: str = "no"
-    checkpoint_every: int = 100
-    variant: str = ""
-    size_dhw_vox: tuple[int, int, int] = SIZE_DHW_VOX
-    scale: str = "cohort"
-
-    def __post_init__(self) -> None:
-        for name in ("pictures", "words"):
-            if getattr(self, name) < 1:
-                raise BadInput(f"{name} must be a whole number from 1, got {getattr(self, name)}")
-        if min(self.projector_steps, self.lora_steps) < 0 or not self.projector_steps + self.lora_steps:
-            raise BadInput("projector_steps and lora_steps count steps, and one of them must be 1 or more")
-        if self.from_scratch and self.l2:
-            raise BadInput("l2 is a penalty on LoRA, and a decoder from scratch has none; set l2 to 0")
-        if self.from_scratch and self.decoder == smollm2.ASSET:
-            raise BadInput("smollm2 is there because it was pretrained; train a size of the ladder from scratch")
-
-        if min(self.distillation_weight, self.distillation_steps) < 0:
-            raise BadInput("distillation_weight and distillation_steps must not be negative")
-        if self.distillation_loss not in distillation.STARTS:
-            known = ", ".join(map(repr, distillation.STARTS))
-            raise BadInput(f"distillation_loss is {self.distillation_loss!r}; choose one of {known}")
-        if self.learns_from_teacher and self.pictures < 2:
-            raise BadInput("a step of distillation tells its questions apart; set pictures to 2 or more")
-
-    @property
-    def learns_from_teacher(self) -> bool:
-        """Whether there is a teacher whose states count."""
-        return bool(self.teacher) and self.distillation_weight > 0
-
-    @classmethod
-    def from_dict(cls, content: Mapping) -> "Finetuning":
-        """Read what ``dataclasses.asdict`` gave, also after JSON made tuples into lists.
-
-        Raises:
-            BadInput: a setting that there isn't.
-        """
-        unknown = sorted(set(content) - {field.name for field in fields(cls)})
-        if unknown:
-            raise BadInput(f"there is no setting {unknown[0]!r} of finetuning; see ctvlm_lib.vlm.finetune.Finetuning")
-        return cls(**{k: _tuples(v) if isinstance(v, list) else v for k, v in content.items()})
-
-    def stages(self) -> tuple[tuple[str, Training], ...]:
-        """Stages in their order: what learns, and how."""
-        if self.from_scratch:
-            return ((ALL, self._training(self.projector_steps + self.lora_steps, self.lora_lr, self.seed)),)
-        planned = ((PROJECTOR, self.projector_steps, self.projector_lr), (LORA, self.lora_steps, self.lora_lr))
-        # the second stage draws other questions than the first
-        return tuple(
-            (stage, self._training(steps, lr, 2 * self.seed + turn))
-            for turn, (stage, steps, lr) in enumerate(planned)
-            if steps
-        )
-
-    def distillation(self, pictures: int) -> Training:
-        """How the teacher's stage is trained, of so many pictures."""
-        steps = self.distillation_steps or distillation.steps_of_an_epoch(pictures, self.pictures)
-        return self._training(steps, self.lora_lr, self.seed)
-
-    def _training(self, steps: int, lr: float, seed: int) -> Training:
-        return Training(
-            steps, lr, weight_decay=self.weight_decay, precision=self.precision, seed=seed,
-            checkpoint_every=self.checkpoint_every,
-        )  # fmt: skip
 
 
 def build(config: Finetuning, folder: str | Path = checkpoints.FOLDER) -> tuple[CtvlmModel, CtvlmProcessor]:
@@ -186,7 +51,7 @@ def build(config: Finetuning, folder: str | Path = checkpoints.FOLDER) -> tuple[
     tokenizer = with_placeholder(tokenizer)
     options = dict(config.projector_options)
     slices = {"kind": config.slice_attention, "form": config.slice_form, "first": config.slice_blocks,
-              "seed": config.seed}  # fmt: skip
+              "by": config.slice_by, "seed": config.seed}  # fmt: skip
     parts = CtvlmConfig(
         encoder.config, decoder.config, config.projector, options, size_dhw_vox=config.size_dhw_vox,
         image_token_id=tokenizer.convert_tokens_to_ids(PLACEHOLDER),
@@ -198,8 +63,10 @@ def build(config: Finetuning, folder: str | Path = checkpoints.FOLDER) -> tuple[
         projector = _factory(config.projector)(low, high, hidden_size=parts.hidden_size, **options)
     parts.image_tokens = projector.tokens
     model = CtvlmModel(parts, encoder, projector, decoder)
+    if config.head_answers:
+        model.closed_head = ClosedHead(parts.hidden_size, config.head_answers)
     model.freeze(encoder=True, projector=False, decoder=not config.from_scratch).eval()
-    colour = "rgb" if encoder.config.in_channels == 3 else "luminance"
+    colour = way_of(config.colour, encoder.config.in_channels)
     return model, CtvlmProcessor.for_config(model.config, tokenizer, scale=config.scale, colour=colour)
 
 
@@ -230,6 +97,7 @@ def finetune(
     config: Finetuning,
     *,
     teacher: CtvlmModel | None = None,
+    held_out: tuple[Lessons, FeatureCache] | None = None,
     folder: str | Path | None = None,
     on_step: Callable[[dict[str, float]], None] | None = None,
     stop: Callable[[CtvlmModel, dict[str, float]], bool] | None = None,
@@ -239,23 +107,32 @@ def finetune(
 
     Args:
         model: trained in place; its decoder is peft's afterwards, unless it is from scratch.
-        lessons: what is learnt. features: of all their pictures.
+        lessons: what is learnt, with the answers of the head if there is one. features: of all their pictures.
         config: the one that the model was built by.
         teacher: the one that it names, see :func:`ctvlm_lib.vlm.finetune_saving.load_teacher`.
+        held_out: lessons of validation patients with their pictures' features, where ``config.patience`` looks at them.
         folder: for checkpoints on the way; a run that was killed goes on from there, with the same losses.
         on_step: called with each row of the curves.
-        stop: (model, row of the last stage, a teacher's not counted) → whether to end it, see
-            :class:`ctvlm_lib.vlm.finetune_loss.Patience`.
+        stop: (model, row of the last stage, a teacher's not counted) → whether to end it; None: as ``config.patience``
+            says.
         progress: print a line now and then, with an estimate of the time left.
 
     Returns:
         Stage → its curve, see :func:`ctvlm_lib.training.train`.
 
     Raises:
-        BadInput: as ``train``, a picture whose features aren't kept, or a teacher that is named and not given.
+        BadInput: as ``train``, a picture whose features aren't kept, a teacher that is named and not given, lessons
+            with other answers than the head's, or nothing held out to look at.
     """
     if config.learns_from_teacher and teacher is None:
         raise BadInput(f"the teacher {config.teacher} wasn't given; load it with finetune_saving.load_teacher")
+    if config.head_answers and lessons.answers != config.head_answers:
+        raise BadInput("the lessons' closed answers aren't the head's; make them with Lessons(…, config.head_answers)")
+    if config.patience and stop is None:
+        if held_out is None:
+            raise BadInput("patience looks at validation patients, and none were given; give held_out, or set it to 0")
+        at_once = config.pictures // config.accumulate
+        stop = Patience(*held_out, config.look_every, config.patience, words=config.words, batch=at_once)
     lost = [row.key for row in lessons.rows if row.key not in features]
     if lost:
         raise BadInput(f"{lost[0]} isn't among the {len(features)} kept pictures; encode it, too")
@@ -269,16 +146,34 @@ def finetune(
     for stage, settings in stages:
         prepare(model, stage, config)
         ends = (lambda row: stop(model, row)) if stop and stage == stages[-1][0] else None
-        curves[stage] = train(
-            model, loss, settings, folder=Path(folder) / stage.replace(" ", "-") if folder else None,
-            on_step=on_step, progress=progress, stop=ends,
-        )  # fmt: skip
+        with checkpointed(model, config.checkpointing):
+            curves[stage] = train(
+                model, loss, settings, folder=Path(folder) / stage.replace(" ", "-") if folder else None,
+                on_step=on_step, progress=progress, stop=ends,
+            )  # fmt: skip
     if config.teacher:
-        curves[distillation.DISTILLATION] = distillation.distill(
-            model, teacher if config.learns_from_teacher else None, lessons, features, config,
-            folder=Path(folder) / distillation.DISTILLATION if folder else None, on_step=on_step, progress=progress,
-        )  # fmt: skip
+        with checkpointed(model, config.checkpointing):
+            curves[distillation.DISTILLATION] = distillation.distill(
+                model, teacher if config.learns_from_teacher else None, lessons, features, config,
+                folder=Path(folder) / distillation.DISTILLATION if folder else None, on_step=on_step, progress=progress,
+            )  # fmt: skip
     return curves
+
+
+@contextmanager
+def checkpointed(model: CtvlmModel, wanted: bool) -> Iterator[None]:
+    """While the block runs, the decoder recomputes its layers in the backward pass, if it is wanted.
+
+    Only then: peft would make a decoder's embeddings learn if it found it so.
+    """
+    decoder = plain_decoder(model)
+    if wanted:
+        recompute(decoder)
+    try:
+        yield
+    finally:
+        if wanted:
+            recompute(decoder, wanted=False)
 
 
 def _factory(name: str) -> Callable:
@@ -287,8 +182,3 @@ def _factory(name: str) -> Callable:
     if name not in known:
         raise BadInput(f"projector is {name!r}; choose one of {', '.join(map(repr, known))}")
     return known[name]
-
-
-def _tuples(value):
-    """Lists of a JSON file as the tuples that they were."""
-    return tuple(_tuples(one) for one in value) if isinstance(value, list) else value

@@ -8,8 +8,10 @@ No question sees another, and each has the positions that it has alone; so the l
 (a test compares), at about a third of the price, as the image is read once.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +20,7 @@ from torch import Tensor
 
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.records.record import Record
+from ctvlm_lib.vlm.losses import class_balanced_alpha
 from ctvlm_lib.vlm.processor import CtvlmProcessor
 from ctvlm_lib.vlm.splice import IGNORED
 
@@ -46,6 +49,7 @@ class Words(NamedTuple):
         closed: whether the question is.
         cost: tokens of its plain wording, by which steps are filled: every condition then has the same questions.
         report: whether the answer is a report.
+        answer: place of a closed answer among :attr:`Lessons.answers`; −1 of an open one.
     """
 
     ids: tuple[int, ...]
@@ -53,6 +57,7 @@ class Words(NamedTuple):
     closed: bool
     cost: int
     report: bool = False
+    answer: int = -1
 
 
 class Drawn(NamedTuple):
@@ -71,6 +76,7 @@ class Packed(NamedTuple):
         position_ids: ``(B, length)``.
         labels: ``(B, length)``, −100 but on answers.
         closed: bool ``(B, length)``, whether a label belongs to a closed answer.
+        answers: ``(B, length)``, there which one, a place among :attr:`Lessons.answers`; −1 elsewhere.
     """
 
     input_ids: Tensor
@@ -78,6 +84,7 @@ class Packed(NamedTuple):
     position_ids: Tensor
     labels: Tensor
     closed: Tensor
+    answers: Tensor
 
     def to(self, device) -> "Packed":
         """The same on another device."""
@@ -90,14 +97,24 @@ class Lessons:
     Args:
         processor: of the model that learns.
         lessons: at least one, each with a question.
+        answers: of a closed-ended head, see :mod:`ctvlm_lib.vlm.closed_head`; () takes those that there are.
+
+    Attributes:
+        answers: the answers of closed questions, by their words alone.
 
     Raises:
-        BadInput: nothing to learn from, or a question that is too long for the decoder.
+        BadInput: nothing to learn from, a question that is too long for the decoder, or an answer that a head lacks.
     """
 
-    def __init__(self, processor: CtvlmProcessor, lessons: Sequence[Lesson]):
+    def __init__(self, processor: CtvlmProcessor, lessons: Sequence[Lesson], answers: Sequence[str] = ()):
         if not lessons or not all(lesson.records for lesson in lessons):
             raise BadInput("there is nothing to learn from; give lessons, each with at least one question")
+        there = Counter(record.answer for lesson in lessons for record in lesson.records if record.form == "closed")
+        self.answers = tuple(answers) or tuple(sorted(there))
+        if lost := sorted(set(there) - set(self.answers)):
+            raise BadInput(f"a closed question's answer is {lost[0]!r}, and head_answers doesn't name it; add it")
+        self._place = {answer: place for place, answer in enumerate(self.answers)}
+        self.counts = [there[answer] for answer in self.answers]
         self._known: dict[tuple, Words] = {}  # a few hundred texts are asked thousands of times
         self.image = tuple(processor.sequence("?")[0][: prefix_length(processor)])
         self.pad = processor.pad_token_id
@@ -107,6 +124,11 @@ class Lessons:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @cached_property
+    def alpha(self) -> Tensor:
+        """``(answers,)``: weight of each closed answer, the larger the rarer it is, see ``class_balanced_alpha``."""
+        return class_balanced_alpha(self.counts) if any(self.counts) else torch.zeros(len(self.answers))
 
     def draw(self, rng: np.random.Generator, pictures: int, words: int) -> list[Drawn]:
         """Draw pictures, each with as many of its questions as there is room for, so that little is padded.
@@ -138,7 +160,7 @@ class Lessons:
         lengths = [len(self.image) + sum(len(words.ids) for words in one.words) for one in drawn]
         shape = (len(drawn), max(lengths))
         ids, labels, segments = (np.full(shape, value) for value in (self.pad, IGNORED, PADDING))
-        positions, closed = np.zeros(shape, int), np.zeros(shape, bool)
+        positions, closed, answers = np.zeros(shape, int), np.zeros(shape, bool), np.full(shape, -1)
         for k, one in enumerate(drawn):
             here = len(self.image)
             ids[k, :here], segments[k, :here], positions[k, :here] = self.image, 0, range(here)
@@ -147,8 +169,9 @@ class Lessons:
                 ids[k, place], segments[k, place] = words.ids, segment
                 positions[k, place] = len(self.image) + np.arange(len(words.ids))
                 labels[k, answer], closed[k, answer] = words.ids[words.start :], words.closed
+                answers[k, answer] = words.answer
                 here = place.stop
-        tensors = [torch.from_numpy(array) for array in (ids, positions, labels, closed)]
+        tensors = [torch.from_numpy(array) for array in (ids, positions, labels, closed, answers)]
         return Packed(tensors[0], visible(torch.from_numpy(segments)), *tensors[1:])
 
     def _words(self, processor: CtvlmProcessor, record: Record) -> Words:
@@ -158,7 +181,8 @@ class Lessons:
             ids, start = processor.sequence(*text)
             cost = len(processor.sequence(plain.question, plain.answer, plain.choices)[0]) - image
             closed, report = record.form == "closed", record.kind == "report"
-            self._known[text] = Words(tuple(ids[image:]), start - image, closed, cost, report)
+            place = self._place[record.answer] if closed else -1
+            self._known[text] = Words(tuple(ids[image:]), start - image, closed, cost, report, place)
         return self._known[text]
 
 

@@ -12,11 +12,12 @@ from torch.nn import functional
 
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.vlm.lora import lora_parameters
-from ctvlm_lib.vlm.splice import IGNORED
 
 
 class LossWeights(NamedTuple):
-    """λ of each term; the contour paper's values. The dual-box paper has no penalty: ``reg=0``.
+    """λ of each term: closed answers, open ones, and :func:`lora_penalty`; the contour paper's values.
+
+    The dual-box paper has no penalty: ``reg=0``.
 
     Source: contour.txt §4; dualbox.txt §3.2.
     """
@@ -26,38 +27,9 @@ class LossWeights(NamedTuple):
     reg: float = 1e-4
 
 
-PAPER_WEIGHTS = LossWeights()
-
-
-class Losses(NamedTuple):
-    """The weighted sum, and each term before its weight; None where a term wasn't given."""
-
-    total: Tensor
-    cls: Tensor | None
-    gen: Tensor | None
-    reg: Tensor | None
-
-
-def answer_nll(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean negative log-likelihood of the answer's tokens.
-
-    Args:
-        logits: ``(B, length, vocabulary)``; position t predicts the token at t + 1.
-        labels: ``(B, length)``, −100 on image, question and padding.
-
-    Returns:
-        scalar.
-
-    Raises:
-        BadInput: shapes that don't fit, or no label at all.
-
-    Source: contour.txt §4, "token-level negative log-likelihood … padding tokens are masked".
-    """
-    predicted, wanted = _answers(logits, labels)
-    return functional.cross_entropy(predicted, wanted)
-
-
-def focal_loss(logits: Tensor, targets: Tensor, gamma: float = 2.0, alpha: Tensor | None = None) -> Tensor:
+def focal_loss(
+    logits: Tensor, targets: Tensor, gamma: float = 2.0, alpha: Tensor | None = None, weights: Tensor | None = None
+) -> Tensor:
     """Mean of −α_t (1 − p_t)^γ log p_t: easy examples, of which the model is sure, count little.
 
     Args:
@@ -66,6 +38,8 @@ def focal_loss(logits: Tensor, targets: Tensor, gamma: float = 2.0, alpha: Tenso
         gamma: γ; 0 gives cross-entropy.
         alpha: ``(classes,)``, weight of each class, e.g. of :func:`class_balanced_alpha`; None weighs all alike. The
             mean is over examples, not over their weights.
+        weights: ``(N,)``, of each example, where not its class but what it is a part of has a weight: a token of an
+            answer that is learnt as text has that of the answer.
 
     Returns:
         scalar.
@@ -87,21 +61,15 @@ def focal_loss(logits: Tensor, targets: Tensor, gamma: float = 2.0, alpha: Tenso
         raise BadInput(f"targets reach from {reach} and there are {classes} classes; give 0 to {classes - 1}")
     if alpha is not None and alpha.shape != (classes,):
         raise BadInput(f"alpha is {tuple(alpha.shape)} for {classes} classes; give one weight for each")
+    if weights is not None and weights.shape != targets.shape:
+        raise BadInput(f"weights are {tuple(weights.shape)} for {len(targets)} examples; give one for each")
     log_p = functional.log_softmax(logits, dim=-1).gather(1, targets[:, None])[:, 0]
     # −expm1 is 1 − p_t without cancelling; where p_t rounds to 1, the power's gradient for γ < 1 would be infinite
     miss = -torch.expm1(log_p.clamp(max=-torch.finfo(log_p.dtype).tiny))
     loss = -(miss**gamma) * log_p
+    if weights is not None:
+        loss = weights.to(loss) * loss
     return (loss if alpha is None else alpha.to(loss)[targets] * loss).mean()
-
-
-def focal_answer_nll(logits: Tensor, labels: Tensor, gamma: float = 2.0, alpha: Tensor | None = None) -> Tensor:
-    """Focal loss on the answer's tokens: for closed answers that the decoder writes, where it has no head for them.
-
-    Args:
-        logits, labels: as for :func:`answer_nll`.
-        gamma, alpha: as for :func:`focal_loss`; alpha has a weight for each token of the vocabulary.
-    """
-    return focal_loss(*_answers(logits, labels), gamma, alpha)
 
 
 def class_balanced_alpha(counts: Sequence[int], beta: float | None = None) -> Tensor:
@@ -152,45 +120,3 @@ def lora_penalty(model: nn.Module) -> Tensor:
     if not matrices:
         raise BadInput("the model has no LoRA adapters to penalise; make them with with_lora, or leave the penalty out")
     return torch.stack([(matrix.float() ** 2).sum() for matrix in matrices]).sum()
-
-
-def total_loss(
-    cls: Tensor | None = None,
-    gen: Tensor | None = None,
-    reg: Tensor | None = None,
-    weights: LossWeights = PAPER_WEIGHTS,
-) -> Losses:
-    """λ_cls · cls + λ_gen · gen + λ_reg · reg, of the terms that are given.
-
-    Args:
-        cls: focal loss of the closed-ended questions; None if the batch has none.
-        gen: answer tokens' loss of the open-ended ones; likewise.
-        reg: :func:`lora_penalty`; None without.
-        weights: λ.
-
-    Raises:
-        BadInput: no term, or one that isn't a scalar.
-
-    Source: contour.txt §4; dualbox.txt §3.2.
-    """
-    terms = [(term, weight) for term, weight in zip((cls, gen, reg), weights, strict=True) if term is not None]
-    if not terms or any(term.ndim for term, _ in terms):
-        raise BadInput("a total loss is made of scalars, at least one; give cls, gen or reg")
-    return Losses(torch.stack([weight * term for term, weight in terms]).sum(), cls, gen, reg)
-
-
-def _answers(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Predictions ``(n, vocabulary)`` and tokens ``(n,)`` where there is something to learn."""
-    if logits.ndim != 3 or labels.shape != logits.shape[:2]:
-        raise BadInput(
-            f"logits and labels are (B, length, vocabulary) and (B, length), got {tuple(logits.shape)} and"
-            f" {tuple(labels.shape)}"
-        )
-    wanted = labels[:, 1:]
-    learnt = wanted != IGNORED
-    if not bool(learnt.any()):
-        raise BadInput(
-            "no position of the batch has a label; give sequences with answers, not cut before they begin, or leave"
-            " this term out"
-        )
-    return logits[:, :-1][learnt].float(), wanted[learnt]

@@ -65,9 +65,12 @@ def with_layers(config: PretrainedConfig, layers: int) -> PretrainedConfig:
     return type(config).from_dict(config.to_dict() | {"num_hidden_layers": layers, "layer_types": None})
 
 
-def recompute(decoder: PreTrainedModel) -> None:
-    """Let a decoder keep each layer's input alone for the backward pass, and compute the rest again."""
-    # transformers is about to rename it
+def recompute(decoder: PreTrainedModel, wanted: bool = True) -> None:
+    """Let a decoder keep each layer's input alone for the backward pass, and compute the rest again; or no longer."""
+    # transformers is about to rename both
+    if not wanted:
+        (getattr(decoder, "activation_checkpointing_disable", None) or decoder.gradient_checkpointing_disable)()
+        return
     enable = getattr(decoder, "activation_checkpointing_enable", None) or decoder.gradient_checkpointing_enable
     enable({"use_reentrant": False})
 

@@ -9,11 +9,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from ctvlm_lib.encoder import frozen
 from ctvlm_lib.encoder.model import TokenEncoder
 from ctvlm_lib.errors import BadInput
+from ctvlm_lib.vlm.closed_head import ClosedHead
 from ctvlm_lib.vlm.config import CtvlmConfig, count_image_tokens, encoder_classes, make_projector
 from ctvlm_lib.vlm.features import Features, WeightsId, refuse_nan
 from ctvlm_lib.vlm.generation import Answering
 from ctvlm_lib.vlm.saving import SavedModel
-from ctvlm_lib.vlm.slice_attention import SliceAttention, attach
+from ctvlm_lib.vlm.slice_attention import SliceAttention, attach, slices_of
 from ctvlm_lib.vlm.splice import image_positions, splice_embeddings
 
 
@@ -61,8 +62,13 @@ class CtvlmModel(Answering, SavedModel):
             )
         config.encoder, config.decoder = self.encoder.config, self.decoder.config
         self.slice_attention: SliceAttention | None = None
+        self.slices: Tensor | None = None  # of each image vector
         if config.slice_attention is not None:
-            self.slice_attention = attach(self.decoder, **config.slice_attention)
+            options = dict(config.slice_attention)
+            grids, by = self.encoder.grids(config.size_dhw_vox)[-2:], options.pop("by", "vector")
+            self.slices = slices_of(self.projector, *grids, config.size_dhw_vox[0], by)
+            self.slice_attention = attach(self.decoder, **options)
+        self.closed_head: ClosedHead | None = None  # finetuning puts one there, see ctvlm_lib.vlm.finetune.build
         self._encoder_id = WeightsId()
         self.post_init()
 
@@ -163,7 +169,7 @@ class CtvlmModel(Answering, SavedModel):
         )
         if self.slice_attention is not None:
             told = attention_mask if attention_mask is not None and attention_mask.ndim == 2 else None
-            self.slice_attention.image_at(positions, told)
+            self.slice_attention.image_at(positions, told, self.slices)
         image = self.project(self.image_features(images) if features is None else features)
         return splice_embeddings(table(input_ids.masked_fill(positions, 0)), positions, image)
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ctvlm_lib.vlm.projector_streams import Perceptron, Projector, blocks_of
+from ctvlm_lib.vlm.projector_streams import Grid, Perceptron, Projector, blocks_of, depths_of
 
 
 class Merged(Projector):
@@ -46,6 +46,10 @@ class Merged(Projector):
         """Each block and each coarse token on its own; a vector of its own tells where it is."""
         merged = self.low_mlp(self.low_norm(self.merge(low)))
         return torch.cat([merged, self.high_mlp(self.high_norm(high))], dim=1) + self.place
+
+    def depths(self, low_grid: Grid, high_grid: Grid) -> Tensor:
+        """Those of the blocks, then those of the coarse stream's tokens."""
+        return torch.cat([depths_of(self.cells), depths_of(high_grid)])
 
 
 def merged(low: Sequence[int], high: Sequence[int], *, hidden_size: int, grid=(8, 8, 8), block=(2, 2, 2)) -> Merged:

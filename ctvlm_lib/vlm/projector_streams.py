@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from ctvlm_lib.errors import BadInput
 
+Grid = tuple[int, int, int]
 RELEASED_LOW, RELEASED_HIGH = (256, 384), (32, 768)  # (tokens, channels) of DCFormer-small at 128×256×256 voxels
 
 
@@ -55,6 +56,18 @@ class Projector(nn.Module):
         """The projection itself, of streams that were checked."""
         raise NotImplementedError
 
+    def depths(self, low_grid: Grid, high_grid: Grid) -> Tensor | None:
+        """Where along the volume's depth each image vector stands.
+
+        Args:
+            low_grid, high_grid: (D, H, W) of the encoder's two streams.
+
+        Returns:
+            ``(tokens,)`` in 0…1, the middle of what a vector covers; None where tokens are mixed with each other, as a
+            mixer does: its vectors stand nowhere.
+        """
+        return None
+
     def extra_repr(self) -> str:
         """Tokens and widths, in and out."""
         return f"low={self.low}, high={self.high} -> ({self.tokens}, {self.hidden_size})"
@@ -89,6 +102,10 @@ class HighPerceptron(Projector):
         """Each of the high tokens on its own."""
         return self.mm_projector(high)
 
+    def depths(self, low_grid: Grid, high_grid: Grid) -> Tensor:
+        """Those of the coarse stream's tokens."""
+        return depths_of(high_grid)
+
 
 class AveragedPerceptron(Projector):
     """A perceptron on averages of neighbouring fine tokens; the coarse stream is not read.
@@ -108,6 +125,10 @@ class AveragedPerceptron(Projector):
         volume = low.mT.unflatten(2, self.grid)  # (B, C, D, H, W)
         return self.mm_projector(functional.avg_pool3d(volume, self.block).flatten(2).mT)
 
+    def depths(self, low_grid: Grid, high_grid: Grid) -> Tensor:
+        """Those of the blocks."""
+        return depths_of(blocks_of(self.low, self.grid, self.block))
+
 
 class LowHighPerceptron(Projector):
     """Each stream lifted to the decoder's width by its own matrix, the rest shared; low tokens first."""
@@ -121,6 +142,17 @@ class LowHighPerceptron(Projector):
     def project(self, low: Tensor, high: Tensor) -> Tensor:
         """Each token on its own."""
         return self.mm_projector(torch.cat([self.low_up_mlp(low), self.high_up_mlp(high)], dim=1))
+
+    def depths(self, low_grid: Grid, high_grid: Grid) -> Tensor:
+        """Those of both streams' tokens."""
+        return torch.cat([depths_of(low_grid), depths_of(high_grid)])
+
+
+def depths_of(grid: Grid) -> Tensor:
+    """Middle of each cell of a (D, H, W) grid along the depth, 0…1, in the order in which tokens stand."""
+    depth, height, width = grid
+    # on the CPU also where a model is built without numbers, on the meta device
+    return ((torch.arange(depth, dtype=torch.float64, device="cpu") + 0.5) / depth).repeat_interleave(height * width)
 
 
 def blocks_of(low: Sequence[int], grid: Sequence[int], block: Sequence[int]) -> tuple[int, ...]:

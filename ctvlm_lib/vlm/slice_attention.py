@@ -11,8 +11,11 @@ The contour paper prints two modules and leaves much open. What is decided here,
   no word behind the image's beginning. So no word learns of a later one. Where the decoder is given a mask of its own
   (rows that pack many questions behind one image), words see what that mask lets them see.
 - **R** is added between two image vectors, by the difference of their slices; words have no slice and get none.
-- **Slices.** "Slice embeddings from DCFormer" are, behind the projector, image vectors. The mixer's have no slice left,
-  as it mixes tokens; by default each vector counts as one. A perceptron keeps the grid: give ``slices``.
+- **Slices.** "Slice embeddings from DCFormer" are, behind the projector, image vectors. Where the projector keeps the
+  tokens' places, as the merging one and the perceptrons do, each vector has the slice in the middle of what it covers,
+  and R is a bias by the distance between slices: ``by="slice"``, see :func:`slices_of`. A mixer's vectors have no slice
+  left, as it mixes tokens; there, and by default (``by="vector"``, by which arm ``-MSSA`` was trained), each vector
+  counts as a slice of its own, and R is a bias by the distance between vectors.
 - **Starting.** W_O starts at zero, so that MSSA starts as nothing. SSA has no weight to do that with: ``gate=True``,
   ours, multiplies it by a number that starts at zero.
 
@@ -26,10 +29,12 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ctvlm_lib.errors import BadInput
+from ctvlm_lib.vlm.projector_streams import Grid, Projector
 from ctvlm_lib.vlm.slice_heads import MultiHeadSliceAttention, check_form, seen_by, slice_attention
 from ctvlm_lib.vlm.slice_memory import ImageMemory, Memory, Where, memory_in
 
 KINDS = ("SSA", "MSSA")
+BY = ("vector", "slice")  # what R counts the distance in
 
 
 class SliceAttention(nn.Module):
@@ -101,6 +106,32 @@ class SliceAttention(nn.Module):
             return ((hidden, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": hidden})
 
         return before
+
+
+def slices_of(
+    projector: nn.Module, low_grid: Grid, high_grid: Grid, depth_vox: int, by: str = "slice"
+) -> Tensor | None:
+    """The slice of each image vector, for :meth:`SliceAttention.image_at`.
+
+    Vectors that cover the same depth have the same slice, those of the coarse stream the one in their own middle.
+
+    Args:
+        projector: that makes the vectors.
+        low_grid, high_grid: (D, H, W) of the encoder's two streams.
+        depth_vox: slices of the volume that the encoder reads.
+        by: "slice"; or "vector" for none.
+
+    Returns:
+        int64 ``(vectors,)`` in 0 … depth_vox − 1; None where each vector counts as a slice of its own: by "vector", or
+        behind a projector that keeps no places, such as a mixer.
+
+    Raises:
+        BadInput: no such way to count.
+    """
+    if by not in BY:
+        raise BadInput(f"by is {by!r}; choose one of {', '.join(map(repr, BY))}")
+    depths = projector.depths(low_grid, high_grid) if by == "slice" and isinstance(projector, Projector) else None
+    return None if depths is None else (depths * depth_vox + 1e-6).long()  # a whole number may lie below itself
 
 
 def attach(

@@ -13,8 +13,9 @@ from ctvlm_lib.encoder.config import variant_config
 from ctvlm_lib.encoder.model import DCFormer
 from ctvlm_lib.vlm.feature_cache import FeatureCache
 from ctvlm_lib.vlm.features import Features
-from ctvlm_lib.vlm.finetune import SIZE_DHW_VOX, Finetuning, build
+from ctvlm_lib.vlm.finetune import Finetuning, build
 from ctvlm_lib.vlm.finetune_loss import answer_loss
+from ctvlm_lib.vlm.finetune_recipe import SIZE_DHW_VOX
 from ctvlm_lib.vlm.lessons import Packed, visible
 from ctvlm_lib.vlm.lora import with_lora
 from ctvlm_lib.vlm.model import CtvlmModel
@@ -62,7 +63,8 @@ def rows_of(model: CtvlmModel, count: int, words: int, answer: int) -> Packed:
     labels = ids.masked_fill(torch.arange(ids.shape[1]) < ids.shape[1] - answer, IGNORED)
     segments = (ids != model.config.image_token_id).long()
     positions = torch.arange(ids.shape[1]).expand_as(ids)
-    return Packed(ids, visible(segments), positions, labels, torch.zeros_like(ids, dtype=torch.bool))
+    return Packed(ids, visible(segments), positions, labels, torch.zeros_like(ids, dtype=torch.bool),
+                  torch.full_like(ids, -1))  # fmt: skip
 
 
 def test_a_lora_step_costs_no_more_than_a_bare_loop(benchmark):
