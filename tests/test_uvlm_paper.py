@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pickle
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from ctvlm_lib.experiments import prepared_arms, uvlm_arms, uvlm_real, uvlm_said
 from ctvlm_lib.experiments.uvlm_real_cost import cost
 from ctvlm_lib.experiments.uvlm_real_data import LABELS
 from ctvlm_lib.experiments.uvlm_real_listed import SPLITS, held_out, listed, usable
-from ctvlm_lib.experiments.uvlm_real_options import OnReal, arm_of, config_of
+from ctvlm_lib.experiments.uvlm_real_options import OnReal, arm_of, chain, config_of
 from ctvlm_lib.experiments.uvlm_real_scores import by_key_words, labeller_of, read_labels, table
 from ctvlm_lib.ledger import published, real_places, rows
 from ctvlm_lib.ledger.ours import Results
@@ -158,7 +159,7 @@ def test_what_it_costs_is_said_before_anything_is_read(finished):
     for stage, volumes in (("segmentation", 2_628), ("classification", 24_128), ("report", 24_128)):
         assert f"{stage}, with the paper's {volumes:,} volumes of CT-RATE:" in first
     assert first.count("TFLOP a ") == first.count("GB for volumes that are made ready") == 3
-    assert "AdamW at 0.0003 in place of SGD at 0.01" in first and "volumes ready" not in first
+    assert "in place of nnU-Net's augmentation" in first and "volumes ready" not in first
     assert "with yours" in rest and "uvlm-seg-CL, with yours" in rest
 
 
@@ -203,7 +204,8 @@ def test_the_ledger_shows_them_beside_the_published_numbers_with_what_is_otherwi
     row = found[(found["arm"] == CHAIN[-1]) & (found["column"] == "BLEU-mean")].iloc[0]
     assert row["ours"] == pytest.approx(table_of(finished[0], CHAIN[-1]).loc["BLEU-mean", "value"])
     assert row["kind"] == "data" and row["command"] == f"ctvlm arm {CHAIN[-1]} --profile paper --sources FILE"
-    for told in ("AdamW", "labels of reports by key words", "size_dhw_vox", "reports written greedily"):
+    assert "SGD" not in row["why"] and "AdamW" not in row["why"]  # each stage has the paper's
+    for told in ("nnU-Net's", "labels of reports by key words", "size_dhw_vox", "reports written greedily"):
         assert told in row["why"]
 
 
@@ -220,6 +222,20 @@ def test_a_finished_arm_is_not_trained_again_and_other_settings_are_told(finishe
     assert found["value"].tolist() == table_of(finished[0], CHAIN[-1])["value"].tolist()
     with pytest.raises(BadInput, match="was trained otherwise: steps was 3 and is 9"):
         uvlm_real.run(CHAIN[-1], given, home=finished[0], changes={"steps": 9}, progress=False)
+
+
+def test_an_arm_from_before_an_option_counts_as_trained_by_its_default(finished, given, tmp_path):
+    shutil.copytree(finished[0] / "checkpoints", tmp_path / "checkpoints")
+    for name in CHAIN[:2]:
+        path = tmp_path / "checkpoints" / name / "record.json"
+        record = json.loads(path.read_text(encoding="utf-8"))
+        for option in ("optimizer", "schedule", "warmup_share"):
+            del record["on_real"][option]
+        path.write_text(json.dumps(record), encoding="utf-8")
+    first, second, _ = chain(CHAIN[-1], CHAIN[-1], given, 0, None)
+    assert uvlm_real._is_trained(second, tmp_path)
+    with pytest.raises(BadInput, match="was trained otherwise: optimizer was 'AdamW' and is 'SGD'"):
+        uvlm_real._is_trained(first, tmp_path)
 
 
 def test_a_killed_run_goes_on_to_the_same_weights(finished, given, tmp_path):
@@ -425,7 +441,11 @@ def test_the_paper_s_sizes_and_what_they_cost():
     arms = {name: (arm_of(name)[0], config_of(arm_of(name)[0].stage, given)) for name in CHAIN}
     steps = [config.training(24_128).steps for _, config in arms.values()]
     assert steps == [250_000, 120_640, 120_640]
-    assert [config.lr for _, config in arms.values()] == [3e-4, 2e-5, 2e-5]
+    assert [config.lr for _, config in arms.values()] == [0.01, 2e-5, 2e-5]
+    first, *later = (config.training(24_128) for _, config in arms.values())
+    assert (first.optimizer, first.schedule, first.warmup_share) == ("SGD", "polynomial", 0)
+    assert first.weight_decay == 3e-5 and first.lr_at(0) == 0.01 and first.clip == 12
+    assert all((one.optimizer, one.schedule, one.weight_decay) == ("AdamW", "cosine", 0.01) for one in later)
     costs = [cost(arm, "chest", config, 24_128) for arm, config in arms.values()]
     voxels = 192 * 256 * 256
     assert [one.prepared_bytes // 24_128 for one in costs] == [3 * voxels, 2 * voxels, 2 * voxels]
@@ -434,6 +454,10 @@ def test_the_paper_s_sizes_and_what_they_cost():
     assert costs[0].operations_each > 3 * encoder / 8  # a patch is an eighth, and there is a decoder
     assert encoder < costs[2].operations_each < 1.2 * encoder  # frozen in stage 3
     assert costs[2].memory_bytes < costs[1].memory_bytes < 80e9 and costs[0].memory_bytes < 80e9  # of one A100
+    shape = {"channels": (4, 8), "blocks": (1, 1), "stage_strides_dhw": ((1, 1, 1), (2, 2, 2))}
+    small = replace(arms[CHAIN[0]][1], patch_dhw_vox=(8, 8, 8), encoder=shape)
+    by_sgd, by_adamw = (cost(arms[CHAIN[0]][0], "chest", replace(small, optimizer=one), 9) for one in ("SGD", "AdamW"))
+    assert by_adamw.memory_bytes - by_sgd.memory_bytes == 4 * by_sgd.parameters  # a mean less
     tuned = cost(arm_of("uvlm-rep-CL-cls-tuned")[0], "chest", arms[CHAIN[-1]][1], 24_128)
     assert tuned.operations_each > 2.9 * encoder
 

@@ -38,7 +38,7 @@ from ctvlm_lib.experiments.uvlm_arms import CLS, REP, SEG, injection_of
 from ctvlm_lib.experiments.uvlm_real_cost import cost
 from ctvlm_lib.experiments.uvlm_real_data import CHEST, LABELS, Volumes
 from ctvlm_lib.experiments.uvlm_real_listed import DATA, listed, usable
-from ctvlm_lib.experiments.uvlm_real_options import PUBLISHED, UNSAID, Task, arm_of, chain, plain
+from ctvlm_lib.experiments.uvlm_real_options import PUBLISHED, UNSAID, OnReal, Task, arm_of, chain, plain
 from ctvlm_lib.experiments.uvlm_real_scores import RADBERT, WORDS, ask, labeller_of, table, truth_of
 from ctvlm_lib.experiments.uvlm_said import read_said, write_said
 from ctvlm_lib.experiments.uvlm_tables import TABLE
@@ -157,6 +157,7 @@ def _is_trained(task: Task, home: Path) -> bool:
     if task.label not in checkpoints.names(home / "checkpoints"):
         return False
     stored, now = checkpoints.record(task.label, home / "checkpoints").get("on_real", {}), plain(task.config)
+    stored = stored and plain(OnReal()) | stored  # options that are younger than it
     if other := [one for one in now if one not in UNSAID and stored.get(one) != now[one]]:
         raise BadInput(
             f"checkpoints/{task.label} was trained otherwise: {other[0]} was {stored.get(other[0])!r} and is"

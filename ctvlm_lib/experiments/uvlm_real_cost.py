@@ -26,9 +26,11 @@ from ctvlm_lib.experiments.uvlm_real_options import OnReal
 from ctvlm_lib.notebook_progress import duration
 from ctvlm_lib.segment import unet_training
 from ctvlm_lib.segment.class_maps import ClassMap
+from ctvlm_lib.training import SGD
 from ctvlm_lib.vlm.stage_tokens import own_tokens
 from ctvlm_lib.vlm.uvlm_config import paper_decoder
 
+BY_SGD = IN_TRAINING - 4  # one mean, not two
 WORDS_OF_QWEN3 = 151_669  # of its tokenizer, those around the image among them: for the cost, before it is read
 
 
@@ -92,10 +94,11 @@ def cost(arm: Arm, scope: str, config: OnReal, volumes: int, kept: int = 0, word
     parameters = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     voxels = config.size_dhw_vox[0] * config.size_dhw_vox[1] * config.size_dhw_vox[2]
+    learning = BY_SGD if config.optimizer == SGD else IN_TRAINING
     bytes_each = 2 + (arm.stage == SEG)  # of a voxel: HU, and the target's class
     return Cost(
         volumes, steps, config.batch, "patch" if arm.stage == SEG else "volume", trained,
-        (1 + BACKWARD) * forwards - BACKWARD * unlearnt, IN_TRAINING * trained + 4 * (parameters - trained) + held,
+        (1 + BACKWARD) * forwards - BACKWARD * unlearnt, learning * trained + 4 * (parameters - trained) + held,
         (kept or volumes) * voxels * bytes_each,
     )  # fmt: skip
 
