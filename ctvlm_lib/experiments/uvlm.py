@@ -135,13 +135,16 @@ def run(
     model = build(arm, seed, checkpoint_folder)
     way = Path(folder) / label if folder else None
     curves = _fit(model, arm, world.split("train"), settings, way, on_step=on_step, progress=progress)
+    # of a training that was taken up again the clock saw the end alone, and its curve counts all of it
+    trained = max(time.monotonic() - begun, sum(curve[-1]["seconds"] for curve in curves.values()))
+    begun = time.monotonic()
     record |= {"profile": world.profile, "seed": seed} | checkpoints.circumstances(curves)
     record |= {"arm": asdict(arm), "settings": settings}
     save(Path(checkpoint_folder) / label, model, arm, record)
     model = read(label, checkpoint_folder)  # what is asked is what is stored, float16's rounding included
     asked = [split for split in splits if split == "test" or arm.stage != REP]
     said = {split: ask(model, world.split(split), arm, load()[SEG]["asked"].get(split, 0)) for split in asked}
-    record["minutes"] = round((time.monotonic() - begun) / 60, 2)
+    record["minutes"] = round((trained + time.monotonic() - begun) / 60, 2)
     _store(said, record, Path(results) / label)
     return said
 
