@@ -240,6 +240,16 @@ def test_a_pretrained_decoder_is_not_stored_but_what_learnt_is(home):
     assert record["arm"]["lora"] == "large"
 
 
+def test_what_of_a_pretrained_decoder_is_not_stored_is_the_same_when_it_is_read(home):
+    name, (arm, folder) = f"{PREFIX}rep-CL-cls-lora", (ARMS[f"{PREFIX}rep-CL-cls-lora"], home / "checkpoints")
+    torch.rand(1)  # whatever was drawn before
+    built, again = uvlm.build(arm, 0, folder).state_dict(), read(name, folder).state_dict()
+    stored = checkpoints.load(name, folder)[0]
+    rest = [one for one in again if one not in stored]
+    assert any(one.endswith("embed_tokens.weight") for one in rest)
+    assert all(torch.equal(built[one], again[one]) for one in rest)
+
+
 def test_the_minutes_of_a_resumed_arm_hold_all_of_its_training(world, tmp_path, monkeypatch):
     monkeypatch.setattr(uvlm, "ask", lambda *_: {"dice": np.zeros((1, 2))})
     name, changes = f"{PREFIX}seg-C", {"steps": 2, "batch": 2, "patients": 2}

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ctvlm_lib.alignment.classification import pictures
 from ctvlm_lib.alignment.scans import Scans, drawn_batch
@@ -136,10 +136,18 @@ def with_pretrained(
         seed: of projections and adapters.
     """
     language, tokenizer = ladder.load(size)
-    language.resize_token_embeddings(VOCABULARY + 2, mean_resizing=False)
+    _widen(language, VOCABULARY + 2, seed)
     model = UvlmDecoder.with_seed(_config(language.config, encoder, injection, attention), seed, language)
     model.decoder = with_lora(model.decoder, rank, alpha, dropout=0.0, seed=seed)
     return ReportWriter(encoder, model, tokenizer)
+
+
+def _widen(language: PreTrainedModel, words: int, seed: int) -> None:
+    """Rows for the tokens around the image, random by the seed: LoRA freezes them, so they aren't stored."""
+    if words > language.config.vocab_size:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            language.resize_token_embeddings(words, mean_resizing=False)
 
 
 def _config(decoder: PretrainedConfig, encoder: UNetEncoder, injection: Mapping, attention: str) -> UvlmConfig:
