@@ -13,19 +13,23 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 
+from transformers import PretrainedConfig
+
 from ctvlm_lib.alignment.arm_tables import of_seed
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.experiments import uvlm_arms
 from ctvlm_lib.experiments.uvlm_arms import CLS, REP, SEG, STAGES, Arm
 from ctvlm_lib.experiments.uvlm_real_data import ABDOMEN, CHEST
 from ctvlm_lib.experiments.uvlm_real_scores import WORDS
-from ctvlm_lib.sources import Sources
+from ctvlm_lib.sources import QWEN3, Sources
 from ctvlm_lib.training import ADAMW, COSINE, POLYNOMIAL, SGD, Training
 from ctvlm_lib.vlm.uvlm_config import HYBRID
 
 ENDING = f"-{ABDOMEN}"  # of an arm that is trained on AbdomenAtlas
 UNSAID = ("workers", "checkpoint_every")  # options that change no result
 ONLY = dict.fromkeys(("patch_dhw_vox", "incomplete"), SEG) | dict.fromkeys(("decoder", "attention", "longest"), REP)
+RANK, ALPHA = 64, 128  # of LoRA
+_QWEN3_4B = {"model_type": "qwen3", "hidden_size": 2560, "num_hidden_layers": 36, "vocab_size": 151_936}
 SWITCHES = ("variant", "channels", "blocks", "stage_strides_dhw")  # of the encoder
 PAPER = {  # of each stage, where it isn't OnReal's default
     SEG: {"steps": 250_000, "lr": 0.01, "weight_decay": 3e-5, "optimizer": SGD, "schedule": POLYNOMIAL,
@@ -45,7 +49,8 @@ class OnReal:
         lr: largest rate, the decoder's or head's; the encoder's is an arm's share of it.
         batch: volumes, or patches, a step, over all processes.
         size_dhw_vox, patch_dhw_vox: of volumes, and of what stage 1 cuts out of them.
-        encoder: some of SWITCHES. decoder: arguments of :func:`ctvlm_lib.vlm.uvlm_config.paper_decoder`.
+        encoder: some of SWITCHES. decoder: arguments of :func:`ctvlm_lib.vlm.uvlm_config.paper_decoder`, where there
+            is no LoRA.
         attention: see :class:`ctvlm_lib.vlm.uvlm_config.UvlmConfig`.
         report: AbdomenAtlas's column. longest: tokens of a written report.
         incomplete: stage 1 also takes scans that lack masks of some structures.
@@ -118,13 +123,12 @@ def arm_of(name: str) -> tuple[Arm, str]:
     """An arm by its name, and whether it is of the chest or the abdomen.
 
     Raises:
-        BadInput: no such arm, or one with a pretrained decoder.
+        BadInput: no such arm.
     """
     scope = ABDOMEN if name.endswith(ENDING) else CHEST
     arm = uvlm_arms.arm_of(name.removesuffix(ENDING))
-    if arm.lora:
-        raise BadInput(f"{name} needs Qwen3-4B with LoRA, which profile paper doesn't train; take an arm without -lora")
-    return replace(arm, start=arm.start + ENDING if arm.start and scope == ABDOMEN else arm.start), scope
+    start = arm.start + ENDING if arm.start and scope == ABDOMEN else arm.start
+    return replace(arm, start=start, lora=arm.lora and QWEN3), scope
 
 
 def config_of(stage: str, given: Sources, changes: Mapping | None = None) -> OnReal:
@@ -168,13 +172,15 @@ def otherwise(arm: Arm, scope: str, config: OnReal, given: Sources, changes: Map
     }[arm.stage]  # fmt: skip
     if arm.stage == SEG and scope == CHEST:
         always.append("stage 1: no masks of ATM22 and HiPaS")
-    options = set(options_of(arm.stage, given, changes)) - set(UNSAID)
+    if arm.lora:
+        always.append("stage 3: LoRA on attention and MLP, which the paper leaves open")
+    options = set(options_of(arm.stage, given, changes)) - set(UNSAID) - ({"decoder"} if arm.lora else set())
     return [*always, *sorted(name for name in options if ONLY.get(name, arm.stage) == arm.stage)]
 
 
 @dataclass(frozen=True)
 class Task:
-    """An arm that shall be there, as part of a chain: its label, and how it is trained."""
+    """An arm that shall be there, as part of a chain: its label, how it is trained, its pretrained decoder's shape."""
 
     name: str
     label: str
@@ -182,6 +188,13 @@ class Task:
     scope: str
     config: OnReal
     otherwise: tuple[str, ...]
+    language: PretrainedConfig | None = field(default=None, compare=False)
+
+    def reading(self, language: PretrainedConfig) -> "Task":
+        """The same with the shape of its pretrained decoder; one that isn't Qwen3-4B's is otherwise than the paper."""
+        found = {name: getattr(language, name, None) for name in _QWEN3_4B}
+        other = f"decoder: {found['model_type']}, {found['hidden_size']} wide, in place of {QWEN3}"
+        return replace(self, language=language, otherwise=(*self.otherwise, *([other] if found != _QWEN3_4B else [])))
 
 
 def chain(name: str, label: str, given: Sources, seed: int, changes: Mapping | None) -> list[Task]:
