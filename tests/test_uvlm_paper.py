@@ -327,6 +327,8 @@ def test_an_arm_with_lora_is_scored_and_stands_in_the_ledger_with_what_is_otherw
     assert row["ours"] == pytest.approx(table_of(adapted[0], ADAPTED).loc["BLEU-mean", "value"])
     assert "decoder: qwen3, 16 wide, in place of Qwen3-4B" in row["why"] and "LoRA on attention and MLP" in row["why"]
     tuned = found[found["condition"].str.startswith(("line 13", "line 15"))]
+    adapters = found[found["condition"].str.contains("Q4B-L")]
+    assert len(adapters) == 8 and not adapters["why"].str.contains("all of it tuned").any()
     assert len(tuned) == 8 and (tuned["command"] == "").all() and tuned["why"].str.contains("all of it tuned").all()
 
 
