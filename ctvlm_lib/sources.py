@@ -18,6 +18,7 @@
     radbert_backbone = "zzxslp/RadBERT-RoBERTa-4m"
     [decoders]
     "0.5B" = "Qwen/Qwen2.5-0.5B-Instruct"
+    "Qwen3-4B" = "Qwen/Qwen3-4B"        # of uvlm-…-lora arms, with its tokenizer
     [run]
     arms = ["m3d-none-released", "radgenome-none-0.5B", "radgenome-contour-0.5B"]
     pretraining = {epochs = 0}          # only scores two_towers; {} trains new ones by the paper's recipe
@@ -44,6 +45,8 @@ from ctvlm_lib.errors import BadInput
 
 VARIABLE = "CTVLM_SOURCES"  # by which the file reaches notebooks
 DECODERS = {size: f"Qwen/Qwen2.5-{size}-Instruct" for size in ("0.5B", "1.5B", "3B", "7B")}
+QWEN3 = "Qwen3-4B"  # U-VLM's, with LoRA
+_PRETRAINED = DECODERS | {QWEN3: f"Qwen/{QWEN3}"}
 _TABLES = {
     "data": ("ct_rate", "radgenome", "m3d", "rex_grounding", "totalsegmentator", "abdomen_atlas"),
     "weights": ("two_towers", "text", "med3dvlm", "cxr_bert", "bert_score", "tokenizer", "radbert",
@@ -64,7 +67,7 @@ class Sources:
             model, with its tokenizer. cxr_bert: the text tower of alignment on RadGenome-ChestCT. bert_score: the model
             behind BERTScore, "" for none. tokenizer: of U-VLM's decoder. radbert, radbert_backbone: what reads labels
             from reports, see :mod:`ctvlm_lib.evaluate.radbert`, "" for none.
-        decoders: size → language model in the hub's layout.
+        decoders: size of Qwen2.5, or QWEN3 → language model in the hub's layout.
         arms: of :mod:`ctvlm_lib.experiments.real_arms` that a notebook runs.
         pretraining: options of ``ctvlm arm dcformer-siglip-m3d``. finetuning: fields that an arm has otherwise.
         alignment, uvlm: fields that an ``align-…`` or a ``uvlm-…`` arm has otherwise. prepared: where their volumes
@@ -87,7 +90,7 @@ class Sources:
     tokenizer: str = "Qwen/Qwen3-4B"
     radbert: str = ""
     radbert_backbone: str = "zzxslp/RadBERT-RoBERTa-4m"
-    decoders: Mapping[str, str] = field(default_factory=lambda: dict(DECODERS))
+    decoders: Mapping[str, str] = field(default_factory=lambda: dict(_PRETRAINED))
     arms: tuple[str, ...] = ()
     pretraining: Mapping = field(default_factory=lambda: {"epochs": 0})
     finetuning: Mapping = field(default_factory=dict)
@@ -139,7 +142,8 @@ def load(path: str | Path = "") -> Sources:
         raise BadInput(f"can't read {path}: {error.strerror}; give the sources file with --sources FILE") from None
     except NOT_TOML as error:
         raise BadInput(f"{path.name} isn't TOML: {error}") from None
-    found = {"decoders": DECODERS | _of(content.pop("decoders", {}), tuple(DECODERS), f"{path.name} [decoders]")}
+    decoders = _of(content.pop("decoders", {}), tuple(_PRETRAINED), f"{path.name} [decoders]")
+    found = {"decoders": _PRETRAINED | decoders}
     unknown = [name for name in content if name not in _TABLES]
     if unknown:
         raise BadInput(f"{path.name} has a part [{unknown[0]}]; it may have {', '.join((*_TABLES, 'decoders'))}")

@@ -1,4 +1,4 @@
-"""The one training loop: warm-up and cosine, clipping, checkpoints that resume bit for bit, one process or several.
+"""The one training loop: warm-up and decay, clipping, checkpoints that resume bit for bit, one process or several.
 
 What is trained is told by one function, ``loss_of(model, step)``. Everything random in it comes from the step
 (``step.rng("batch")``), so a run that was killed and resumed gives the same curve as one that was not. Under
@@ -7,6 +7,8 @@ What is trained is told by one function, ``loss_of(model, step)``. Everything ra
 The curve doesn't depend on the number of processes, to float32's rounding: sums are taken in another order, 1e-6 of
 the loss at first, and a thousand steps on as far apart as two runs with rounding errors go. It takes losses that are
 means over things of which each member of the batch has one, or are weighted by how many it has (``step.weight``).
+
+Source: nnU-Net's trainer for SGD with momentum .99, Nesterov's, and the polynomial with exponent .9.
 """
 
 import math
@@ -30,6 +32,9 @@ from ctvlm_lib.training_norms import over_all_processes
 
 Curve = list[dict[str, float]]
 RESERVED = ("step", "lr", "loss", "gradient", "seconds")
+ADAMW, SGD = OPTIMIZERS = ("AdamW", "SGD")
+COSINE, POLYNOMIAL = SCHEDULES = ("cosine", "polynomial")
+MOMENTUM, EXPONENT = 0.99, 0.9  # nnU-Net's
 
 
 @dataclass(frozen=True)
@@ -38,9 +43,9 @@ class Training:
 
     Attributes:
         steps: optimiser steps.
-        lr: largest learning rate, reached after the warm-up; from there a half cosine falls to 0.
+        lr: largest learning rate, reached after the warm-up; from there it falls to 0.
         warmup_share: of the steps, 0…1, in which the rate rises linearly.
-        weight_decay: AdamW's, of weights with two or more dimensions; never of biases and norms.
+        weight_decay: the optimiser's, of weights with two or more dimensions; never of biases and norms.
         betas: AdamW's.
         clip: largest norm of the gradient; 0 doesn't clip.
         precision: "no" (float32) or "bf16" (autocast, where the hardware computes in it, see :func:`computes_bf16`).
@@ -48,6 +53,9 @@ class Training:
         checkpoint_every: steps between checkpoints, where a folder is given.
         seed: of everything random.
         rates: (start of a parameter's name, factor) pairs: such parameters learn at the rate times the factor.
+        optimizer: "AdamW"; or "SGD" as nnU-Net's, with Nesterov's momentum of .99 and weight decay in the gradient.
+        schedule: how the rate falls: "cosine", half of one; or "polynomial", nnU-Net's (1 − share of the steps)^0.9,
+            which here falls at each step, there once in 250.
     """
 
     steps: int
@@ -61,6 +69,8 @@ class Training:
     checkpoint_every: int = 200
     seed: int = 0
     rates: tuple[tuple[str, float], ...] = ()
+    optimizer: str = ADAMW
+    schedule: str = COSINE
 
     def __post_init__(self) -> None:
         for name in ("steps", "accumulate", "checkpoint_every"):
@@ -75,13 +85,19 @@ class Training:
             raise BadInput(f"a factor of a rate must be positive, got {self.rates}; what shall not learn is frozen")
         if self.precision not in ("no", "bf16"):
             raise BadInput(f"precision must be 'no' or 'bf16', got {self.precision!r}")
+        for name, there in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
+            if getattr(self, name) not in there:
+                raise BadInput(f"{name} is {getattr(self, name)!r}; choose {' or '.join(map(repr, there))}")
 
     def lr_at(self, step: int) -> float:
         """Learning rate of a step, counted from 0."""
         warmup = round(self.warmup_share * self.steps)
         if step < warmup:
             return self.lr * (step + 1) / warmup
-        return self.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, self.steps - warmup)))
+        behind, left = step - warmup, max(1, self.steps - warmup)
+        if self.schedule == POLYNOMIAL:
+            return self.lr * (1 - behind / left) ** EXPONENT
+        return self.lr * 0.5 * (1 + math.cos(math.pi * behind / left))
 
 
 @dataclass(frozen=True)
@@ -196,8 +212,7 @@ def train(
             print(f"training in float32: this {accelerator.device.type.upper()} has no instructions for bfloat16")
     frozen = checkpoint.frozen_hash(model)
     network = processes.twin(model) if sharded else model
-    optimizer = torch.optim.AdamW(_groups(network, settings), lr=settings.lr, betas=settings.betas)
-    wrapped, optimizer = accelerator.prepare(_Loss(network, loss_of), optimizer)
+    wrapped, optimizer = accelerator.prepare(_Loss(network, loss_of), _optimizer(network, settings))
     curve = checkpoint.resume(network, optimizer, settings, folder)
     processes.check_resumed(len(curve))
     says = _Progress(settings.steps, progress and main)
@@ -289,6 +304,13 @@ def _check_finite(values: dict[str, float], number: int, settings: Training) -> 
             f"training stopped at step {number + 1} of {settings.steps}: {told}; look at that step's batch, or lower"
             f" the learning rate of {settings.lr:g}. Nothing of this step was kept"
         )
+
+
+def _optimizer(model: torch.nn.Module, settings: Training) -> torch.optim.Optimizer:
+    groups = _groups(model, settings)
+    if settings.optimizer == SGD:
+        return torch.optim.SGD(groups, lr=settings.lr, momentum=MOMENTUM, nesterov=True)
+    return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas)
 
 
 def _groups(model: torch.nn.Module, settings: Training) -> list[dict]:

@@ -5,6 +5,7 @@ import math
 import os
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -15,6 +16,7 @@ from ctvlm_lib.launch.trial import free_port
 from ctvlm_lib.training import Step, Training, train
 
 SETTINGS = Training(steps=12, lr=1e-2, checkpoint_every=4, seed=3)
+NNUNET = replace(SETTINGS, lr=1e-3, optimizer="SGD", schedule="polynomial")
 
 
 def small_model() -> nn.Module:
@@ -46,16 +48,17 @@ class Killed(Exception):
     pass
 
 
-def test_a_killed_run_resumes_to_the_same_curve_and_weights(tmp_path):
+@pytest.mark.parametrize("settings", [SETTINGS, NNUNET])
+def test_a_killed_run_resumes_to_the_same_curve_and_weights(tmp_path, settings):
     def killed(model, step):
         if step.number == 7:  # between two checkpoints
             raise Killed
         return loss_of(model, step)
 
-    whole_model, whole = run()
+    whole_model, whole = run(settings=settings)
     with pytest.raises(Killed):
-        run(tmp_path, loss=killed)
-    model, resumed = run(tmp_path)
+        run(tmp_path, loss=killed, settings=settings)
+    model, resumed = run(tmp_path, settings=settings)
     assert without_seconds(resumed) == without_seconds(whole)
     assert all(
         torch.equal(a, b) for a, b in zip(model.state_dict().values(), whole_model.state_dict().values(), strict=True)
@@ -94,11 +97,14 @@ def test_a_checkpoint_from_before_a_setting_goes_on_with_its_default(tmp_path):
     run(tmp_path)
     record = next(tmp_path.glob("step-*/curve.json"))
     content = json.loads(record.read_text())
-    del content["settings"]["rates"]
+    for name in ("rates", "optimizer", "schedule"):
+        del content["settings"][name]
     record.write_text(json.dumps(content))
     assert len(run(tmp_path)[1]) == SETTINGS.steps
     with pytest.raises(BadInput, match="rates was"):
         run(tmp_path, settings=replace(SETTINGS, rates=(("0.", 0.1),)))
+    with pytest.raises(BadInput, match="optimizer was AdamW and is SGD, schedule was cosine and is polynomial"):
+        run(tmp_path, settings=replace(NNUNET, lr=SETTINGS.lr))
 
 
 def test_parts_learn_at_rates_of_their_own():
@@ -182,6 +188,48 @@ def test_the_rate_warms_up_and_falls_to_zero():
     assert rates[-1] < 1e-3 and rates[55] == pytest.approx(0.5)
 
 
+def test_the_polynomial_is_nnunet_s_and_begins_behind_the_warm_up():
+    steps = 40
+    rates = [Training(steps, 0.01, warmup_share=0, schedule="polynomial").lr_at(k) for k in range(steps)]
+    weight = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([weight], lr=0.01)
+    theirs = torch.optim.lr_scheduler.PolynomialLR(optimizer, steps, power=0.9)
+    for rate in rates:
+        assert rate == pytest.approx(theirs.get_last_lr()[0], rel=1e-9)
+        optimizer.step(), theirs.step()
+    late = Training(steps + 10, 0.01, warmup_share=0.2, schedule="polynomial")
+    assert [late.lr_at(k + 10) for k in range(steps)] == pytest.approx(rates)
+    assert late.lr_at(0) == pytest.approx(0.001)
+
+
+def test_sgd_is_that_of_a_plain_loop_with_nesterov_s_momentum():
+    settings = replace(NNUNET, warmup_share=0, weight_decay=0.1, clip=0)
+    inputs = []
+
+    def smooth(model, step):
+        inputs.append(batch_of(step).double().numpy())
+        return plain(model, step)
+
+    model = nn.Linear(4, 1)
+    nn.init.zeros_(model.weight), nn.init.zeros_(model.bias)
+    run(model=model, loss=smooth, settings=settings)
+    weight, speed = np.zeros(5), np.zeros(5)  # the bias last
+    for number, x in enumerate(inputs):
+        wide = np.column_stack([x, np.ones(len(x))])
+        gradient = 2 * wide.T @ (wide @ weight - x.sum(axis=1)) / len(x) + 0.1 * weight * [1, 1, 1, 1, 0]
+        speed = 0.99 * speed + gradient
+        weight -= 1e-3 * (1 - number / 12) ** 0.9 * (gradient + 0.99 * speed)
+    assert model.weight[0].tolist() + model.bias.tolist() == pytest.approx(weight.tolist(), rel=1e-4)
+
+
+def test_without_a_word_the_training_is_that_of_adamw_and_a_cosine():
+    plan = Training(**{name: getattr(SETTINGS, name) for name in ("steps", "lr", "seed")})
+    assert plan.lr_at(7) == 1e-2 * 0.5 * (1 + math.cos(math.pi * 6 / 11))  # to the bit
+    model = small_model()
+    made = training._optimizer(model, plan)
+    assert type(made) is torch.optim.AdamW and made.defaults["betas"] == plan.betas
+
+
 def test_vectors_do_not_decay():
     model = nn.LayerNorm(4)
 
@@ -220,7 +268,8 @@ def test_progress_says_the_time_left(capsys):
 
 
 @pytest.mark.parametrize("wrong", [{"steps": 0}, {"lr": 0}, {"warmup_share": 2}, {"precision": "fp8"},
-                                   {"rates": (("0.", 0.0),)}])  # fmt: skip
+                                   {"rates": (("0.", 0.0),)}, {"optimizer": "Adam"},
+                                   {"schedule": "linear"}])  # fmt: skip
 def test_impossible_settings_are_refused(wrong):
     with pytest.raises(BadInput):
         Training(**{"steps": 1, "lr": 1.0} | wrong)

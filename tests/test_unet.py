@@ -1,8 +1,11 @@
 """nnU-Net's U-Net: its tensor names, its shapes, its start, and what it refuses."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
+from make_resenc_reference import DIGITS, FILE, by_formula, wave
 from torch import nn
 
 from ctvlm_lib.encoder.unet import UNet, UNetConfig, from_nnunet, unet, unet_encoder
@@ -12,6 +15,16 @@ SMALL = {
     "channels": (4, 8, 8), "blocks": (1, 2, 1), "stage_strides_dhw": ((1, 1, 1), (1, 2, 2), (2, 2, 2)),
 }  # fmt: skip
 CLASSES = ("background", "liver", "spleen")
+
+
+@pytest.fixture(scope="module")
+def reference() -> dict:
+    """Names, shapes and outputs of the published networks, stored, as their package can't come into this environment.
+
+    ``python3 -m venv ENV; ENV/bin/pip install torch==2.13.0 dynamic-network-architectures==0.4.4;
+    ENV/bin/python tests/make_resenc_reference.py`` makes the file again.
+    """
+    return json.loads(FILE.read_text(encoding="ascii"))
 
 
 def small(seed: int = 0, **switches) -> UNet:
@@ -58,23 +71,33 @@ def test_a_file_whose_names_of_one_tensor_differ_is_refused():
         from_nnunet(given, small())
 
 
-def test_a_network_with_the_same_weights_gives_what_nnunet_gives():
-    """In an environment that has dynamic-network-architectures; the workbook's can't, as it brings torchvision."""
-    theirs = pytest.importorskip("dynamic_network_architectures.architectures.unet")
-    ours = small()
-    network = theirs.ResidualEncoderUNet(
-        1, 3, list(SMALL["channels"]), nn.Conv3d, 3, [list(s) for s in SMALL["stage_strides_dhw"]],
-        list(SMALL["blocks"]), len(CLASSES), [1, 1], True, nn.InstanceNorm3d, {"eps": 1e-5, "affine": True}, None, None,
-        nn.LeakyReLU, {"inplace": True}, deep_supervision=True,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    for parameter in network.parameters():
-        nn.init.normal_(parameter, std=0.1)
-    from_nnunet(network.state_dict(), ours)
-    volume = torch.randn(2, 1, 8, 16, 16)
+def flat(tree: dict, before: str = "") -> dict[str, list[int]]:
+    """Names with points of a tree of names; the other way round than in make_resenc_reference.py."""
+    made = {}
+    for name, one in tree.items():
+        made |= flat(one, f"{before}{name}.") if isinstance(one, dict) else {before + name: one}
+    return made
+
+
+def test_names_and_shapes_are_those_of_nnunet_s_own_resenc_l(reference):
+    """What dynamic-network-architectures 0.4.4 builds, see :func:`reference`."""
+    theirs, classes = flat(reference["large"]["tensors"]), CLASSES[: reference["classes"]]
+    with torch.device("meta"):
+        ours = unet(classes, "uvlm")
+    assert {name: list(tensor.shape) for name, tensor in aliased(ours).items()} == theirs
+    assert len(theirs) > 2 * len(ours.state_dict()) > 400
+
+
+def test_a_network_with_the_same_weights_gives_what_nnunet_gives(reference):
+    """At every scale, with weights by a formula; see :func:`reference`."""
+    there = reference["small"]
+    ours = unet(CLASSES, **{name: there[name] for name in SMALL}).double()
+    by_formula(ours)
     with torch.no_grad():
-        for left, right in zip(network(volume), ours(volume), strict=True):
-            assert torch.allclose(left, right, atol=1e-6)
+        scales = ours(wave(tuple(there["volume"])))
+    assert [list(one.shape) for one in scales] == there["shapes"]
+    for one, wanted in zip(scales, there["outputs"], strict=True):
+        assert np.abs(one.flatten().numpy() - wanted).max() < 10**-DIGITS  # half of a last digit, and rounding
 
 
 def test_maps_have_the_grids_that_the_strides_say():

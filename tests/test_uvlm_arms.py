@@ -240,6 +240,30 @@ def test_a_pretrained_decoder_is_not_stored_but_what_learnt_is(home):
     assert record["arm"]["lora"] == "large"
 
 
+def test_what_of_a_pretrained_decoder_is_not_stored_is_the_same_when_it_is_read(home):
+    name, (arm, folder) = f"{PREFIX}rep-CL-cls-lora", (ARMS[f"{PREFIX}rep-CL-cls-lora"], home / "checkpoints")
+    torch.rand(1)  # whatever was drawn before
+    built, again = uvlm.build(arm, 0, folder).state_dict(), read(name, folder).state_dict()
+    stored = checkpoints.load(name, folder)[0]
+    rest = [one for one in again if one not in stored]
+    assert any(one.endswith("embed_tokens.weight") for one in rest)
+    assert all(torch.equal(built[one], again[one]) for one in rest)
+
+
+def test_the_minutes_of_a_resumed_arm_hold_all_of_its_training(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(uvlm, "ask", lambda *_: {"dice": np.zeros((1, 2))})
+    name, changes = f"{PREFIX}seg-C", {"steps": 2, "batch": 2, "patients": 2}
+    places = {one: tmp_path / one for one in ("folder", "checkpoint_folder", "results")}
+    run(name, 0, world, splits=["validation"], changes=changes, progress=False, **places)
+    [file] = (tmp_path / "folder" / name).glob("step-*/curve.json")
+    content = json.loads(file.read_text(encoding="utf-8"))
+    content["curve"][-1]["seconds"] = 720.0
+    file.write_text(json.dumps(content), encoding="utf-8")
+    run(name, 0, world, splits=["validation"], changes=changes, progress=False, **places)
+    record = json.loads((tmp_path / "results" / name / "record.json").read_text(encoding="utf-8"))
+    assert record["seconds"] == 720 and 12 <= record["minutes"] < 14
+
+
 def test_what_is_asked_again_says_the_same(home, world, store):
     model = read(f"{PREFIX}cls-CL", home / "checkpoints")
     said = uvlm.ask(model, world.split("test"), ARMS[f"{PREFIX}cls-CL"])

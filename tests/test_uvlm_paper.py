@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pickle
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,15 +15,17 @@ import torch
 from helpers_ct import command_line
 from helpers_data import METADATA, REPORT, SHAPE, chest_hu, metadata_row, write, write_csv
 from helpers_roberta import make_roberta
+from helpers_vlm import decoder_config, tokenizer
+from transformers import AutoModelForCausalLM
 
 from ctvlm_lib import checkpoints, sources, volume
-from ctvlm_lib.encoder.unet import unet
+from ctvlm_lib.encoder.unet import unet, unet_encoder
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.experiments import prepared_arms, uvlm_arms, uvlm_real, uvlm_said
 from ctvlm_lib.experiments.uvlm_real_cost import cost
 from ctvlm_lib.experiments.uvlm_real_data import LABELS
 from ctvlm_lib.experiments.uvlm_real_listed import SPLITS, held_out, listed, usable
-from ctvlm_lib.experiments.uvlm_real_options import OnReal, arm_of, config_of
+from ctvlm_lib.experiments.uvlm_real_options import RANK, OnReal, arm_of, chain, config_of
 from ctvlm_lib.experiments.uvlm_real_scores import by_key_words, labeller_of, read_labels, table
 from ctvlm_lib.ledger import published, real_places, rows
 from ctvlm_lib.ledger.ours import Results
@@ -32,6 +35,8 @@ from ctvlm_lib.segment.class_maps import ClassMap
 from ctvlm_lib.segment.containment import content
 from ctvlm_lib.training import Training
 from ctvlm_lib.vlm.ladder_tokenizer import load_tokenizer
+from ctvlm_lib.vlm.parts import from_hub
+from ctvlm_lib.vlm.report_writer import with_language
 
 TRAIN, TEST = 12, 4  # scans, each of a patient of its own
 CASES = 9, 3  # of the abdomen
@@ -52,6 +57,7 @@ classification = {epochs = 1}
 report = {steps = 3}
 """  # noqa: E501
 CHAIN = ("uvlm-seg-CL", "uvlm-cls-CL", "uvlm-rep-CL-cls-skip")
+ADAPTED = "uvlm-rep-CL-cls-lora"
 
 
 def make_ct_rate(folder: Path) -> Path:
@@ -112,15 +118,27 @@ def make_atlas(folder: Path) -> Path:
     return folder
 
 
+def make_qwen3(folder: Path, seed: int = 0) -> Path:
+    """A random Qwen3 of three layers with its tokenizer, whose words lack those around an image."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        words = tokenizer()
+        shape = decoder_config("qwen3", len(words), hidden_size=16, num_hidden_layers=3, head_dim=8)
+        AutoModelForCausalLM.from_config(shape).save_pretrained(folder)
+    words.save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def file(tmp_path_factory) -> Path:
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("own")
     make_ct_rate(folder / "CT-RATE"), make_atlas(folder / "Atlas")
     load_tokenizer().save_pretrained(folder / "tokenizer")
+    make_qwen3(folder / "Qwen3")
     path = folder / "sources.toml"
     data = 'ct_rate = "CT-RATE"\nrex_grounding = "CT-RATE"\nabdomen_atlas = "Atlas"'
-    weights = '[weights]\ntokenizer = "tokenizer"'
+    weights = '[weights]\ntokenizer = "tokenizer"\n[decoders]\n"Qwen3-4B" = "Qwen3"'
     path.write_text(f'[data]\n{data}\n{weights}\n[run]\nprepared = "prepared"\n[run.uvlm]{OPTIONS}', encoding="utf-8")
     return path
 
@@ -158,7 +176,7 @@ def test_what_it_costs_is_said_before_anything_is_read(finished):
     for stage, volumes in (("segmentation", 2_628), ("classification", 24_128), ("report", 24_128)):
         assert f"{stage}, with the paper's {volumes:,} volumes of CT-RATE:" in first
     assert first.count("TFLOP a ") == first.count("GB for volumes that are made ready") == 3
-    assert "AdamW at 0.0003 in place of SGD at 0.01" in first and "volumes ready" not in first
+    assert "in place of nnU-Net's augmentation" in first and "volumes ready" not in first
     assert "with yours" in rest and "uvlm-seg-CL, with yours" in rest
 
 
@@ -203,7 +221,8 @@ def test_the_ledger_shows_them_beside_the_published_numbers_with_what_is_otherwi
     row = found[(found["arm"] == CHAIN[-1]) & (found["column"] == "BLEU-mean")].iloc[0]
     assert row["ours"] == pytest.approx(table_of(finished[0], CHAIN[-1]).loc["BLEU-mean", "value"])
     assert row["kind"] == "data" and row["command"] == f"ctvlm arm {CHAIN[-1]} --profile paper --sources FILE"
-    for told in ("AdamW", "labels of reports by key words", "size_dhw_vox", "reports written greedily"):
+    assert "SGD" not in row["why"] and "AdamW" not in row["why"]  # each stage has the paper's
+    for told in ("nnU-Net's", "labels of reports by key words", "size_dhw_vox", "reports written greedily"):
         assert told in row["why"]
 
 
@@ -220,6 +239,20 @@ def test_a_finished_arm_is_not_trained_again_and_other_settings_are_told(finishe
     assert found["value"].tolist() == table_of(finished[0], CHAIN[-1])["value"].tolist()
     with pytest.raises(BadInput, match="was trained otherwise: steps was 3 and is 9"):
         uvlm_real.run(CHAIN[-1], given, home=finished[0], changes={"steps": 9}, progress=False)
+
+
+def test_an_arm_from_before_an_option_counts_as_trained_by_its_default(finished, given, tmp_path):
+    shutil.copytree(finished[0] / "checkpoints", tmp_path / "checkpoints")
+    for name in CHAIN[:2]:
+        path = tmp_path / "checkpoints" / name / "record.json"
+        record = json.loads(path.read_text(encoding="utf-8"))
+        for option in ("optimizer", "schedule", "warmup_share"):
+            del record["on_real"][option]
+        path.write_text(json.dumps(record), encoding="utf-8")
+    first, second, _ = chain(CHAIN[-1], CHAIN[-1], given, 0, None)
+    assert uvlm_real._is_trained(second, tmp_path)
+    with pytest.raises(BadInput, match="was trained otherwise: optimizer was 'AdamW' and is 'SGD'"):
+        uvlm_real._is_trained(first, tmp_path)
 
 
 def test_a_killed_run_goes_on_to_the_same_weights(finished, given, tmp_path):
@@ -242,9 +275,10 @@ def test_a_killed_run_goes_on_to_the_same_weights(finished, given, tmp_path):
 
 
 def test_the_abdomen_s_stages_run_and_tell_the_lesions_of_three_organs(given, tmp_path):
-    for name in ("uvlm-seg-CL-abdomen", "uvlm-rep-CL-cls-skip-abdomen"):
+    reports = ("uvlm-rep-CL-cls-skip-abdomen", f"{ADAPTED}-abdomen")
+    for name in ("uvlm-seg-CL-abdomen", *reports):
         uvlm_real.run(name, given, home=tmp_path, progress=False)
-    for name in ("uvlm-seg-CL-abdomen", "uvlm-cls-CL-abdomen", "uvlm-rep-CL-cls-skip-abdomen"):
+    for name in ("uvlm-seg-CL-abdomen", "uvlm-cls-CL-abdomen", *reports):
         measures = set(table_of(tmp_path, name).index)
         assert {"lesions F1", "liver lesions F1", "kidney lesions recall", "pancreas lesions precision"} <= measures
     found = rows.ledger(published.table("uvlm.T3"), Results(real=tmp_path / "results"))
@@ -252,6 +286,106 @@ def test_the_abdomen_s_stages_run_and_tell_the_lesions_of_three_organs(given, tm
     assert {"U-VLM Seg(C+L)", "nnU-Net Seg(C+L)"} == set(shown[shown["ours"].notna()]["row"])
     record = checkpoints.record("uvlm-seg-CL-abdomen", tmp_path / "checkpoints")
     assert any("rectum.nii.gz" in note for note in record["data"]["notes"])
+
+
+# a pretrained decoder
+
+
+@pytest.fixture(scope="module")
+def adapted(finished, given, tmp_path_factory):
+    """Where an arm with LoRA was trained behind the chain's first two stages; what was printed."""
+    home, told = tmp_path_factory.mktemp("adapted"), []
+    shutil.copytree(finished[0], home, dirs_exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("builtins.print", lambda *words, **_: told.append(" ".join(map(str, words))))
+        uvlm_real.run(ADAPTED, replace(given, tokenizer="none is read"), home=home)
+    return home, "\n".join(told)
+
+
+def test_adapters_and_projections_learn_and_are_stored_without_the_decoder(adapted, given):
+    tensors, record = checkpoints.load(ADAPTED, adapted[0] / "checkpoints")
+    kinds = {"encoder.", "decoder.injection."}
+    rest = [name for name in tensors if not name.startswith(tuple(kinds))]
+    assert rest and all(".lora_A." in name or ".lora_B." in name for name in rest)
+    assert all(any(name.startswith(kind) for name in tensors) for kind in kinds)
+    assert record["arm"]["lora"] == "Qwen3-4B" and record["seed"] == 0
+    [task] = [one for one in chain(ADAPTED, ADAPTED, given, 0, None) if one.arm.lora]
+    begun = uvlm_real.build(task, given, 0, adapted[0])
+    for name, one in begun.state_dict().items():
+        if name in tensors and one.ndim > 1:  # to 16 bits, in which they are stored
+            assert torch.equal(one.half().float(), tensors[name]) == name.startswith("encoder."), name
+    assert all(tensors[name].shape[0 if ".lora_A." in name else 1] == RANK for name in rest)
+    before = checkpoints.load(CHAIN[1], adapted[0] / "checkpoints")[0]
+    assert all(torch.equal(one, tensors[name]) for name, one in before.items() if name.startswith("encoder."))
+
+
+def test_an_arm_with_lora_is_scored_and_stands_in_the_ledger_with_what_is_otherwise(adapted):
+    assert {"labels F1", "BLEU-1", "BLEU-mean"} < set(table_of(adapted[0], ADAPTED).index)
+    assert f"{ADAPTED}, report, with the paper's 24,128 volumes" in adapted[1]
+    found = rows.ledger(published.table("uvlm.T5"), Results(real=adapted[0] / "results"))
+    row = found[(found["arm"] == ADAPTED) & (found["column"] == "BLEU-mean")].iloc[0]
+    assert row["ours"] == pytest.approx(table_of(adapted[0], ADAPTED).loc["BLEU-mean", "value"])
+    assert "decoder: qwen3, 16 wide, in place of Qwen3-4B" in row["why"] and "LoRA on attention and MLP" in row["why"]
+    tuned = found[found["condition"].str.startswith(("line 13", "line 15"))]
+    adapters = found[found["condition"].str.contains("Q4B-L")]
+    assert len(adapters) == 8 and not adapters["why"].str.contains("all of it tuned").any()
+    assert len(tuned) == 8 and (tuned["command"] == "").all() and tuned["why"].str.contains("all of it tuned").all()
+
+
+def test_what_is_asked_again_is_said_again_and_another_decoder_is_told(adapted, given, tmp_path):
+    home = tmp_path / "home"
+    shutil.copytree(adapted[0], home)
+    shutil.rmtree(home / "results" / ADAPTED)
+    torch.rand(1)  # whatever was drawn before
+    uvlm_real.run(ADAPTED, given, home=home, progress=False)
+    one, two = (uvlm_said.read_said(place / "results" / ADAPTED / "test.npz") for place in (adapted[0], home))
+    assert one["report"].tolist() == two["report"].tolist() and any(one["report"])
+    shutil.rmtree(home / "results" / ADAPTED)
+    other = replace(given, decoders={**given.decoders, "Qwen3-4B": str(make_qwen3(tmp_path / "other", seed=1))})
+    with pytest.raises(BadInput, match="was trained on another decoder than .*other; name that one"):
+        uvlm_real.run(ADAPTED, other, home=home, progress=False)
+
+
+def test_a_decoder_that_is_not_there_is_told_before_anything_is_trained(given, tmp_path):
+    lost = replace(given, decoders={**given.decoders, "Qwen3-4B": str(tmp_path / "none")})
+    with pytest.raises(BadInput, match="none can't be had as a language model"):
+        uvlm_real.run(ADAPTED, lost, home=tmp_path / "home", progress=False)
+    assert not (tmp_path / "home").exists()
+
+
+def test_qwen3_4b_is_the_paper_s_and_costs_what_is_counted_by_hand():
+    shape = decoder_config(
+        "qwen3", 151_936, hidden_size=2560, intermediate_size=9728, num_hidden_layers=36, num_attention_heads=32,
+        num_key_value_heads=8, head_dim=128, max_position_embeddings=40_960, tie_word_embeddings=True,
+    )  # fmt: skip
+    task = chain("uvlm-rep-FL-cls-lora", "", sources.Sources(), 0, None)[-1].reading(shape)
+    assert not any("in place of Qwen3-4B" in remark for remark in task.otherwise)
+    found = cost(task.arm, task.scope, task.config, 24_128, language=shape)
+    width, inner, heads, pairs = 2560, 9728, 32 * 128, 8 * 128
+    matrices = [(width, heads), (width, pairs), (width, pairs), (heads, width), *[(width, inner)] * 2, (inner, width)]
+    assert found.parameters == 36 * RANK * sum(a + b for a, b in matrices)
+    places, said = 384 + 2 + 512, 512 + 1
+    frozen = 2 * (36 * places * sum(a * b for a, b in matrices) + said * width * 151_936)
+    attention = 36 * 4 * places**2 * heads
+    wanted = operations_by_hand((192, 256, 256)) + 2 * (frozen + attention) + 3 * 2 * places * found.parameters
+    assert found.operations_each == pytest.approx(wanted, rel=5e-3)
+    weights = 2 * (36 * sum(a * b for a, b in matrices) + width * 151_936)  # in 16 bits
+    assert weights + 18 * found.parameters < found.memory_bytes < 80e9  # of one A100
+
+
+def test_in_16_bits_the_decoder_alone_is_kept_so(tmp_path):
+    language, words = from_hub(str(make_qwen3(tmp_path)), torch.bfloat16)
+    encoder = unet_encoder(channels=(4, 8), blocks=(1, 1), stage_strides_dhw=((1, 1, 1), (2, 2, 2)), seed=0)
+    how = uvlm_arms.injection_of(uvlm_arms.Arm(uvlm_arms.REP, injected=True))
+    writer = with_language(encoder, language, words, how, "hybrid", 4, 8)
+    kinds = {one.dtype for one in writer.decoder.parameters() if one.requires_grad}
+    assert kinds == {torch.float32} and language.dtype == torch.bfloat16
+    volume = torch.randn(2, 1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        writer(writer.features(volume), ["a mass", "no"]).backward()
+    gradients = {name: one.grad for name, one in writer.decoder.named_parameters() if one.requires_grad}
+    assert all(one is not None and torch.isfinite(one).all() for one in gradients.values())
+    assert len(writer.write(writer.features(volume), 3)) == 2
 
 
 # parts
@@ -425,7 +559,11 @@ def test_the_paper_s_sizes_and_what_they_cost():
     arms = {name: (arm_of(name)[0], config_of(arm_of(name)[0].stage, given)) for name in CHAIN}
     steps = [config.training(24_128).steps for _, config in arms.values()]
     assert steps == [250_000, 120_640, 120_640]
-    assert [config.lr for _, config in arms.values()] == [3e-4, 2e-5, 2e-5]
+    assert [config.lr for _, config in arms.values()] == [0.01, 2e-5, 2e-5]
+    first, *later = (config.training(24_128) for _, config in arms.values())
+    assert (first.optimizer, first.schedule, first.warmup_share) == ("SGD", "polynomial", 0)
+    assert first.weight_decay == 3e-5 and first.lr_at(0) == 0.01 and first.clip == 12
+    assert all((one.optimizer, one.schedule, one.weight_decay) == ("AdamW", "cosine", 0.01) for one in later)
     costs = [cost(arm, "chest", config, 24_128) for arm, config in arms.values()]
     voxels = 192 * 256 * 256
     assert [one.prepared_bytes // 24_128 for one in costs] == [3 * voxels, 2 * voxels, 2 * voxels]
@@ -434,6 +572,10 @@ def test_the_paper_s_sizes_and_what_they_cost():
     assert costs[0].operations_each > 3 * encoder / 8  # a patch is an eighth, and there is a decoder
     assert encoder < costs[2].operations_each < 1.2 * encoder  # frozen in stage 3
     assert costs[2].memory_bytes < costs[1].memory_bytes < 80e9 and costs[0].memory_bytes < 80e9  # of one A100
+    shape = {"channels": (4, 8), "blocks": (1, 1), "stage_strides_dhw": ((1, 1, 1), (2, 2, 2))}
+    small = replace(arms[CHAIN[0]][1], patch_dhw_vox=(8, 8, 8), encoder=shape)
+    by_sgd, by_adamw = (cost(arms[CHAIN[0]][0], "chest", replace(small, optimizer=one), 9) for one in ("SGD", "AdamW"))
+    assert by_adamw.memory_bytes - by_sgd.memory_bytes == 4 * by_sgd.parameters  # a mean less
     tuned = cost(arm_of("uvlm-rep-CL-cls-tuned")[0], "chest", arms[CHAIN[-1]][1], 24_128)
     assert tuned.operations_each > 2.9 * encoder
 
@@ -469,8 +611,6 @@ def test_what_cannot_be_run_is_told_before_anything_is_trained(file, given, tmp_
     assert "no arm is called 'uvlm-rep-all'" in capsys.readouterr().err
     assert command_line("arm", CHAIN[-1], *words, "--variant", "tiny") == 2
     assert f"{CHAIN[-1]} takes --seed, --sources, --patients" in capsys.readouterr().err
-    with pytest.raises(BadInput, match="needs Qwen3-4B with LoRA"):
-        arm_of("uvlm-rep-CL-cls-lora")
     with pytest.raises(BadInput, match=r"\[run\] prepared"):
         split_of(replace(given, prepared=""), uvlm_arms.CLS)
     with pytest.raises(BadInput, match=r"\[data\] abdomen_atlas"):

@@ -1,9 +1,10 @@
 """Stage 2 of U-VLM: learnable queries gather what the encoder's last map holds, and one layer tells the findings.
 
 As released: a query for each label, four heads, a norm behind them, every label's entropy with the same weight. As
-printed the encoder learns at a tenth of the head's rate (``encoder_rate``); that also holds for an encoder with random
-weights, to which it does most harm, so 1 is there to compare. Decided here, as steps with the encoder are dear on a
-CPU: the head may learn first, alone, on maps that are computed once (:func:`fit_head`); then both do (:func:`fit`).
+printed the encoder learns at a tenth of the head's rate (``encoder_rate``), which spares weights that were pretrained;
+an encoder with random weights has nothing to spare, so 1 is there to compare. Decided here, as steps with the encoder
+are dear on a CPU: the head may learn first, alone, on maps that are computed once (:func:`fit_head`); then both do
+(:func:`fit`).
 
 Source: uvlm.txt §2.1, equation (2), and §3.1; peers' released code for what it leaves open.
 """

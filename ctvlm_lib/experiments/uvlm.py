@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from ctvlm_lib import checkpoints
 from ctvlm_lib.alignment import classification
@@ -135,13 +135,16 @@ def run(
     model = build(arm, seed, checkpoint_folder)
     way = Path(folder) / label if folder else None
     curves = _fit(model, arm, world.split("train"), settings, way, on_step=on_step, progress=progress)
+    # of a training that was taken up again the clock saw the end alone, and its curve counts all of it
+    trained = max(time.monotonic() - begun, sum(curve[-1]["seconds"] for curve in curves.values()))
+    begun = time.monotonic()
     record |= {"profile": world.profile, "seed": seed} | checkpoints.circumstances(curves)
     record |= {"arm": asdict(arm), "settings": settings}
     save(Path(checkpoint_folder) / label, model, arm, record)
     model = read(label, checkpoint_folder)  # what is asked is what is stored, float16's rounding included
     asked = [split for split in splits if split == "test" or arm.stage != REP]
     said = {split: ask(model, world.split(split), arm, load()[SEG]["asked"].get(split, 0)) for split in asked}
-    record["minutes"] = round((time.monotonic() - begun) / 60, 2)
+    record["minutes"] = round((trained + time.monotonic() - begun) / 60, 2)
     _store(said, record, Path(results) / label)
     return said
 
@@ -204,11 +207,16 @@ def _fit(model: nn.Module, arm: Arm, known: Split, settings: Mapping, folder: Pa
 
 def save(folder: Path, model: nn.Module, arm: Arm, record: dict) -> Path:
     """Write a trained model; of a pretrained decoder what learnt alone."""
+    return checkpoints.save(folder.name, stored(model, arm), record, folder.parent)
+
+
+def stored(model: nn.Module, arm: Arm) -> dict[str, Tensor]:
+    """The tensors of a model that are stored: all, or the encoder's and what learns beside a pretrained decoder."""
     tensors = model.state_dict()
-    if arm.lora:
-        learnt = {name for name, one in model.named_parameters() if one.requires_grad}
-        tensors = {name: one for name, one in tensors.items() if name in learnt or name.startswith("encoder.")}
-    return checkpoints.save(folder.name, tensors, record, folder.parent)
+    if not arm.lora:
+        return tensors
+    learns = {name for name, one in model.named_parameters() if one.requires_grad}
+    return {name: one for name, one in tensors.items() if name in learns or name.startswith("encoder.")}
 
 
 def read(name: str, folder: str | Path = checkpoints.FOLDER) -> UNet | QueryClassifier | ReportWriter:
@@ -226,8 +234,7 @@ def read(name: str, folder: str | Path = checkpoints.FOLDER) -> UNet | QueryClas
         raise BadInput(f"the checkpoint {name} isn't of an arm of U-VLM; give one of `ctvlm arm {PREFIX}…`")
     arm = Arm(**record["arm"])
     model = build(replace(arm, start=""), record["seed"], folder)
-    known = model.state_dict()
-    check_tensors(tensors, {key: known[key] for key in tensors if key in known} if arm.lora else known, name)
+    check_tensors(tensors, stored(model, arm), name)
     model.load_state_dict(tensors, strict=not arm.lora)
     return model.eval().requires_grad_(False)
 

@@ -9,6 +9,7 @@
     …-tokens                   twice as many image tokens, those of the last stage but one; in the paper eight times
     …-tuned                    the encoder learns, too, at a tenth of the rate
     …-lora                     a decoder pretrained on the training split's text, with LoRA, instead of one from scratch
+                               (in profile paper Qwen3-4B)
 
 An arm begins with the encoder of another of the same seed.
 """
@@ -37,7 +38,7 @@ class Arm:
         encoder_rate: the encoder's share of the learning rate in stages 2 and 3; 0 freezes it.
         injected: every layer of the decoder reads a stage; else its input alone reads one.
         reference: the stage whose places are the image's tokens, −1 the last.
-        lora: a decoder of the ladder with adapters, its size; "" for one from scratch.
+        lora: a pretrained decoder with adapters, the ladder's size or a sources file's name; "" for one from scratch.
     """
 
     stage: str

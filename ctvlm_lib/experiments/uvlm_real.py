@@ -2,6 +2,7 @@
 
     ctvlm arm uvlm-rep-FL-cls-skip --profile paper --sources FILE              CT-RATE
     ctvlm arm uvlm-rep-CL-cls-skip-abdomen --profile paper --sources FILE      AbdomenAtlas
+    ctvlm arm uvlm-rep-FL-cls-lora --profile paper --sources FILE              CT-RATE, with Qwen3-4B and LoRA
 
 says what it will cost, reads the tables, makes volumes ready in the folder ``[run] prepared``, trains the arms that
 the named one begins with and then itself, and stores what each says of the test split. The same command goes on where
@@ -20,6 +21,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pandas as pd
+import torch
 from accelerate import PartialState
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -35,10 +37,20 @@ from ctvlm_lib.errors import BadInput, atomic_path
 from ctvlm_lib.experiments import uvlm
 from ctvlm_lib.experiments.local_global_real_data import Tell, pace
 from ctvlm_lib.experiments.uvlm_arms import CLS, REP, SEG, injection_of
-from ctvlm_lib.experiments.uvlm_real_cost import cost
+from ctvlm_lib.experiments.uvlm_real_cost import Cost, cost
 from ctvlm_lib.experiments.uvlm_real_data import CHEST, LABELS, Volumes
 from ctvlm_lib.experiments.uvlm_real_listed import DATA, listed, usable
-from ctvlm_lib.experiments.uvlm_real_options import PUBLISHED, UNSAID, Task, arm_of, chain, plain
+from ctvlm_lib.experiments.uvlm_real_options import (
+    ALPHA,
+    PUBLISHED,
+    RANK,
+    UNSAID,
+    OnReal,
+    Task,
+    arm_of,
+    chain,
+    plain,
+)
 from ctvlm_lib.experiments.uvlm_real_scores import RADBERT, WORDS, ask, labeller_of, table, truth_of
 from ctvlm_lib.experiments.uvlm_said import read_said, write_said
 from ctvlm_lib.experiments.uvlm_tables import TABLE
@@ -47,8 +59,10 @@ from ctvlm_lib.segment import unet_training
 from ctvlm_lib.segment.class_maps import ClassMap
 from ctvlm_lib.sources import Sources, load
 from ctvlm_lib.training import Curve, Training
+from ctvlm_lib.training_checkpoint import frozen_hash
 from ctvlm_lib.training_processes import joined
 from ctvlm_lib.vlm import report_writer
+from ctvlm_lib.vlm.parts import from_hub, shape_from_hub
 
 OPTIONS = ("patients", "steps", "batch", "epochs", "workers")  # of the command line
 
@@ -98,11 +112,12 @@ def run(
     first, home = state.is_main_process, Path(home)
     tell: Tell = (lambda line: print(line, flush=True)) if progress and first else (lambda line: None)
     tasks = chain(name, label or of_seed(name, seed), given, seed, changes)
+    tasks = [_with_language(task, given, home) for task in tasks]
     lacking = [task for task in tasks if not _is_trained(task, home)]
     for task in lacking:
         count = PUBLISHED[task.scope][task.arm.stage]
         tell(f"{task.label}, {task.arm.stage}, with the paper's {count:,} volumes of {DATA[task.scope]}:")
-        tell(f"{cost(task.arm, task.scope, task.config, count)}\notherwise than the paper: {', '.join(task.otherwise)}")
+        tell(f"{_cost(task, count)}\notherwise than the paper: {', '.join(task.otherwise)}")
     known: dict[str, dict[str, Volumes]] = {}
     for task in lacking:
         known[task.label] = _ready(task, given, tell)
@@ -111,7 +126,7 @@ def run(
     if not first:  # two writers would take each other's folders away
         return None
     for task in tasks:
-        if task in lacking or not (home / "results" / task.label / TABLE).is_file():
+        if task in lacking or not _is_scored(task, home):
             _score(task, known.get(task.label) or _ready(task, given, tell), given, home, tell)
     return pd.read_csv(home / "results" / tasks[-1].label / TABLE)
 
@@ -120,7 +135,7 @@ def build(task: Task, given: Sources, seed: int, home: Path) -> nn.Module:
     """An arm's network before its first step.
 
     Raises:
-        BadInput: an arm that it begins with that isn't there, or a tokenizer that can't be read.
+        BadInput: an arm that it begins with that isn't there, or a tokenizer or decoder that can't be read.
     """
     arm, config = task.arm, task.config
     if arm.stage == SEG:
@@ -128,7 +143,12 @@ def build(task: Task, given: Sources, seed: int, home: Path) -> nn.Module:
     encoder = uvlm.begun(unet_encoder(seed=seed, **config.switches), arm, seed, home / "checkpoints")
     if arm.stage == CLS:
         return QueryClassifier(encoder, LABELS[task.scope], seed=seed)
-    tokenizer, how = tokenizer_of(given.tokenizer), injection_of(arm)
+    how = injection_of(arm)
+    if arm.lora:
+        dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+        language, tokenizer = from_hub(given.decoders[arm.lora], dtype)
+        return report_writer.with_language(encoder, language, tokenizer, how, config.attention, RANK, ALPHA, seed)
+    tokenizer = tokenizer_of(given.tokenizer)
     return report_writer.with_tokenizer(encoder, tokenizer, config.decoder, how, config.attention, seed)
 
 
@@ -148,6 +168,21 @@ def tokenizer_of(where: str) -> PreTrainedTokenizerBase:
         ) from None
 
 
+def _with_language(task: Task, given: Sources, home: Path) -> Task:
+    """An arm with LoRA that isn't finished, with its decoder's shape: whether that is there is told before all else.
+
+    Raises:
+        BadInput: no such decoder.
+    """
+    if not task.arm.lora or (_is_trained(task, home) and _is_scored(task, home)):
+        return task
+    return task.reading(shape_from_hub(given.decoders[task.arm.lora]))
+
+
+def _cost(task: Task, volumes: int, kept: int = 0) -> Cost:
+    return cost(task.arm, task.scope, task.config, volumes, kept, language=task.language)
+
+
 def _is_trained(task: Task, home: Path) -> bool:
     """Whether an arm's weights are there.
 
@@ -157,6 +192,7 @@ def _is_trained(task: Task, home: Path) -> bool:
     if task.label not in checkpoints.names(home / "checkpoints"):
         return False
     stored, now = checkpoints.record(task.label, home / "checkpoints").get("on_real", {}), plain(task.config)
+    stored = stored and plain(OnReal()) | stored  # options that are younger than it
     if other := [one for one in now if one not in UNSAID and stored.get(one) != now[one]]:
         raise BadInput(
             f"checkpoints/{task.label} was trained otherwise: {other[0]} was {stored.get(other[0])!r} and is"
@@ -165,12 +201,16 @@ def _is_trained(task: Task, home: Path) -> bool:
     return True
 
 
+def _is_scored(task: Task, home: Path) -> bool:
+    return (home / "results" / task.label / TABLE).is_file()
+
+
 def _ready(task: Task, given: Sources, tell: Tell) -> dict[str, Volumes]:
     """All splits of a stage, their volumes made ready; several processes share the work and none waits for another."""
     state, found = PartialState(), listed(task.arm.stage, task.arm.granularity, task.scope, given, task.config)
     tell("\n".join(dict.fromkeys(note for split in found.values() for note in split.notes)))
     every = sum(map(len, found.values()))
-    tell(f"{task.label}, with yours:\n{cost(task.arm, task.scope, task.config, len(found['train']), every)}")
+    tell(f"{task.label}, with yours:\n{_cost(task, len(found['train']), every)}")
     for split, some in found.items():
         share, workers = (state.process_index, state.num_processes), task.config.workers
         made = prepare_all(some.scans, some, workers, share, pace(f"{split}: volumes ready", len(some), tell))
@@ -189,9 +229,10 @@ def _train(task: Task, known: dict[str, Volumes], given: Sources, seed: int, hom
     if state.is_main_process:
         record = {"profile": "paper", "seed": seed, "otherwise": list(task.otherwise)}
         record |= checkpoints.circumstances({task.arm.stage: curve}) | {"arm": asdict(task.arm), "scope": task.scope}
-        record |= {"cost": asdict(cost(task.arm, task.scope, task.config, len(taught))), "data": _data(task, known)}
+        record |= {"cost": asdict(_cost(task, len(taught))), "data": _data(task, known)}
         record |= {"on_real": plain(task.config), "labels of reports": _reads(task, given)}
-        checkpoints.save(task.label, model.state_dict(), record, home / "checkpoints")
+        record |= {"decoder": frozen_hash(model.decoder)} if task.arm.lora else {}
+        checkpoints.save(task.label, uvlm.stored(model, task.arm), record, home / "checkpoints")
 
 
 def _fit(model: nn.Module, task: Task, taught: Volumes, training: Training, **how) -> Curve:
@@ -208,8 +249,13 @@ def _score(task: Task, known: dict[str, Volumes], given: Sources, home: Path, te
     begun, seed = time.monotonic(), checkpoints.record(task.label, home / "checkpoints")["seed"]
     tensors, record = checkpoints.load(task.label, home / "checkpoints")
     model = build(replace(task, arm=replace(task.arm, start="")), given, seed, home)
-    check_tensors(tensors, model.state_dict(), task.label)
-    model.load_state_dict(tensors)
+    check_tensors(tensors, uvlm.stored(model, task.arm), task.label)
+    if task.arm.lora and frozen_hash(model.decoder) != record["decoder"]:
+        raise BadInput(
+            f"checkpoints/{task.label} was trained on another decoder than {given.decoders[task.arm.lora]}; name that"
+            f" one in the sources file: [decoders] {task.arm.lora} = …"
+        )
+    model.load_state_dict(tensors, strict=not task.arm.lora)
     model.eval().requires_grad_(False).to(PartialState().device)
     said, truth, labeller = {}, {}, labeller_of(task.scope, given) if task.arm.stage == REP else None
     with atomic_path(home / "results" / task.label) as partial:

@@ -1,34 +1,38 @@
 """What a stage of :mod:`ctvlm_lib.experiments.uvlm_real_options` costs, before anything is read or trained.
 
 Operations, and bytes that are kept for the way back, are counted on shapes alone, with networks that hold no numbers:
-no GPU is needed. Of stage 3 the small projections are left out. Nothing was measured on a GPU, and the time is that at
-an assumed rate.
+no GPU is needed. Of stage 3 the projections, which are small, are left out. Weights of a pretrained decoder get no
+gradient, so its way back is half as long. Nothing was measured on a GPU, and the time is that at an assumed rate.
 
 Source: uvlm.txt §3.1 for the sizes; the rate and the bytes of a parameter are those of
 :mod:`ctvlm_lib.alignment.radgenome_cost`.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from ctvlm_lib.alignment.classification import QueryClassifier
 from ctvlm_lib.alignment.radgenome_cost import BACKWARD, IN_TRAINING, SUSTAINED
 from ctvlm_lib.encoder.unet import unet, unet_encoder
 from ctvlm_lib.experiments.uvlm_arms import CLS, SEG, Arm
 from ctvlm_lib.experiments.uvlm_real_data import LABELS
-from ctvlm_lib.experiments.uvlm_real_options import OnReal
+from ctvlm_lib.experiments.uvlm_real_options import ALPHA, RANK, OnReal
 from ctvlm_lib.notebook_progress import duration
 from ctvlm_lib.segment import unet_training
 from ctvlm_lib.segment.class_maps import ClassMap
+from ctvlm_lib.training import SGD
+from ctvlm_lib.vlm.lora import with_lora
 from ctvlm_lib.vlm.stage_tokens import own_tokens
 from ctvlm_lib.vlm.uvlm_config import paper_decoder
 
+BY_SGD = IN_TRAINING - 4  # one mean, not two
 WORDS_OF_QWEN3 = 151_669  # of its tokenizer, those around the image among them: for the cost, before it is read
 
 
@@ -66,13 +70,16 @@ class Cost:
         ])  # fmt: skip
 
 
-def cost(arm: Arm, scope: str, config: OnReal, volumes: int, kept: int = 0, words: int = WORDS_OF_QWEN3) -> Cost:
+def cost(
+    arm: Arm, scope: str, config: OnReal, volumes: int, kept: int = 0, words: int = WORDS_OF_QWEN3,
+    language: PretrainedConfig | None = None,
+) -> Cost:  # fmt: skip
     """Count what a stage costs, on shapes alone: nothing is read, and no GPU is needed. None of it was measured.
 
     Args:
         arm: which. scope: its data. config: how.
         volumes: of the training split. kept: of all splits; 0 takes the training split's.
-        words: of the decoder's tokenizer.
+        words: of the decoder's tokenizer. language: shape of the pretrained decoder, of an arm with LoRA.
 
     Raises:
         BadInput: fewer volumes than a batch, or a network that can't be.
@@ -81,26 +88,34 @@ def cost(arm: Arm, scope: str, config: OnReal, volumes: int, kept: int = 0, word
     learns = arm.stage == SEG or arm.encoder_rate > 0
     size = config.patch_dhw_vox if arm.stage == SEG else config.size_dhw_vox
     with torch.device("meta"):
-        model, forward = _shapes(arm, scope, config, words)
+        model, forward = _shapes(arm, scope, config, language or paper_decoder(words, **config.decoder))
         one, batch = (torch.empty(n, 1, *size) for n in (1, config.batch))
     model.encoder.requires_grad_(learns)
     forwards = _counted(model, lambda: forward(one))[0]
     unlearnt = 0 if learns else _counted(model, lambda: model.encoder.features(one))[0]
+    with model.decoder.disable_adapter() if arm.lora else nullcontext():
+        halved = _counted(model, lambda: forward(one))[0] - unlearnt if arm.lora else 0
     if config.precision == "bf16":
         model, batch = model.bfloat16(), batch.bfloat16()
     held = _counted(model, lambda: forward(batch))[1]
     parameters = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     voxels = config.size_dhw_vox[0] * config.size_dhw_vox[1] * config.size_dhw_vox[2]
+    learning = BY_SGD if config.optimizer == SGD else IN_TRAINING
+    resting = 4 * (parameters - trained)
+    if arm.lora and config.precision == "bf16":  # the decoder is kept in 16 bits
+        resting -= 2 * sum(p.numel() for p in model.decoder.parameters() if not p.requires_grad)
     bytes_each = 2 + (arm.stage == SEG)  # of a voxel: HU, and the target's class
     return Cost(
         volumes, steps, config.batch, "patch" if arm.stage == SEG else "volume", trained,
-        (1 + BACKWARD) * forwards - BACKWARD * unlearnt, IN_TRAINING * trained + 4 * (parameters - trained) + held,
+        (1 + BACKWARD) * forwards - BACKWARD * unlearnt - halved, learning * trained + resting + held,
         (kept or volumes) * voxels * bytes_each,
     )  # fmt: skip
 
 
-def _shapes(arm: Arm, scope: str, config: OnReal, words: int) -> tuple[nn.Module, Callable[[Tensor], object]]:
+def _shapes(
+    arm: Arm, scope: str, config: OnReal, shape: PretrainedConfig
+) -> tuple[nn.Module, Callable[[Tensor], object]]:
     """A stage's network without numbers, and its pass forward; of stage 3 without the small projections."""
     if arm.stage == SEG:
         model = unet(ClassMap.of(scope, arm.granularity).names, **config.switches)
@@ -110,8 +125,10 @@ def _shapes(arm: Arm, scope: str, config: OnReal, words: int) -> tuple[nn.Module
         model = QueryClassifier(unet_encoder(**config.switches), LABELS[scope])
         return model, model
     model = nn.Module()
-    shape = paper_decoder(words, **config.decoder)
-    model.encoder, model.decoder = unet_encoder(**config.switches), AutoModelForCausalLM.from_config(shape)
+    model.encoder = unet_encoder(**config.switches)
+    model.decoder = AutoModelForCausalLM.from_config(shape, dtype=torch.float32)
+    if arm.lora:
+        model.decoder = with_lora(model.decoder, RANK, ALPHA, dropout=0.0)
 
     def forward(x: Tensor) -> object:
         tokens = max(own_tokens(model.encoder.features(x), arm.reference)) + 2 + config.longest

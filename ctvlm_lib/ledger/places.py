@@ -157,7 +157,7 @@ def _uvlm(cell: Published) -> Place:
         return Place(NOT, why=_OTHER)
     found = uvlm.quantity(cell)
     if found is None:
-        if "decoder Q4B" in cell.condition:
+        if "decoder Q4B-F" in cell.condition:
             return Place(DATA, why="needs Qwen3-4B, all of it tuned, and the real data sets", built=False)
         return Place(DATA, why="needs AbdomenAtlas 3.0; the cohort has one set of reports, scored beside CT-RATE's")
     abdomen = "AbdomenAtlas" in cell.group

@@ -4,7 +4,6 @@ import re
 from dataclasses import replace
 
 from ctvlm_lib.evaluate.text_papers import variant_for
-from ctvlm_lib.experiments.uvlm_arms import ARMS
 from ctvlm_lib.experiments.vlm_tables import pooled_kinds
 from ctvlm_lib.ledger import local_global, uvlm
 from ctvlm_lib.ledger.published import Published
@@ -74,13 +73,11 @@ def _med3dvlm(cell: Published) -> RealScore | Recall | None:
 
 
 def _uvlm(cell: Published) -> Staged | None:
-    """The cohort's arm and measure on the data set that the number is of; none whose decoder is Qwen3."""
+    """The cohort's arm and measure on the data set that the number is of; none where all of Qwen3-4B is tuned."""
     abdomen = cell.group.startswith(ABDOMEN)
     reports = abdomen and cell.column.startswith("BLEU")  # the cohort's reports stand beside CT-RATE's alone
     found = uvlm.quantity(replace(cell, group="") if reports else cell)
-    if found is None or ARMS[found.arm].lora:
-        return None
-    if not abdomen:
+    if found is None or not abdomen:
         return found
     measure = found.measure.replace("spleen", "pancreas")  # in whose place the cohort has the spleen
     return replace(found, arm=f"{found.arm}-abdomen", measure=measure)

@@ -1,9 +1,9 @@
 """Stage 1 of U-VLM: a U-Net learns to segment, by Dice and cross-entropy at every scale of its decoder.
 
 As in nnU-Net: the losses of the scales weigh 1, ½, ¼ …, Dice leaves the background out, and some patches are drawn
-around a class of the foreground. Decided here, as steps are few on a CPU: two thirds of them are, not a third; rare
-classes weigh more (:func:`class_weights`); AdamW in place of SGD with momentum .99. Shifts and noise stand for
-nnU-Net's augmentation, without mirroring, which makes left of right.
+around a class of the foreground. Decided here, as steps are few on a CPU: two thirds of them are, not a third; and on
+the cohort rare classes weigh more (:func:`class_weights`) and AdamW learns, in place of SGD with momentum .99. Shifts
+and noise stand for nnU-Net's augmentation, without mirroring, which makes left of right.
 
 Source: uvlm.txt §2.1, equation (1), and §3.1; nnU-Net's trainer for what the paper leaves to it.
 """

@@ -13,7 +13,7 @@ from ctvlm_lib.errors import BadInput
 from ctvlm_lib.vlm import ladder, smollm2
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from ctvlm_lib.vlm.finetune import Finetuning
 
@@ -69,9 +69,27 @@ def from_hub(name: str, dtype: torch.dtype) -> "tuple[PreTrainedModel, PreTraine
     try:  # transformers, safetensors and tokenizers raise kinds of their own, or a plain Exception
         decoder = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, trust_remote_code=False)
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise BadInput(f"{name} can't be had as a language model ({reason}); give its folder or repository") from error
+        raise _no_model(name, error) from error
     return decoder.eval(), tokenizer_of(name)
+
+
+def shape_from_hub(name: str) -> "PretrainedConfig":
+    """The configuration of what :func:`from_hub` gives, of which nothing else is read.
+
+    Raises:
+        BadInput: no such folder or repository, or a model that transformers doesn't know.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:  # as in from_hub
+        raise _no_model(name, error) from error
+
+
+def _no_model(name: str, error: Exception) -> BadInput:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return BadInput(f"{name} can't be had as a language model ({reason}); give its folder or repository")
 
 
 def tokenizer_of(name: str) -> "PreTrainedTokenizerBase":

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ctvlm_lib.alignment.classification import pictures
 from ctvlm_lib.alignment.scans import Scans, drawn_batch
@@ -111,15 +111,8 @@ def with_tokenizer(
     Raises:
         BadInput: a tokenizer without an end of text.
     """
-    if tokenizer.eos_token_id is None:
-        raise BadInput("the tokenizer has no token that ends a text; give another, such as Qwen3's")
-    tokenizer.add_tokens(list(AROUND), special_tokens=True)
-    start, end, placeholder = tokenizer.convert_tokens_to_ids(list(AROUND))
-    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    config = UvlmConfig(
-        paper_decoder(len(tokenizer), **shape), encoder.config.channels, injection, attention, start, end, placeholder,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=pad,
-    )  # fmt: skip
+    around = _around(tokenizer)
+    config = UvlmConfig(paper_decoder(len(tokenizer), **shape), encoder.config.channels, injection, attention, **around)
     return ReportWriter(encoder, UvlmDecoder.with_seed(config, seed), tokenizer)
 
 
@@ -136,10 +129,56 @@ def with_pretrained(
         seed: of projections and adapters.
     """
     language, tokenizer = ladder.load(size)
-    language.resize_token_embeddings(VOCABULARY + 2, mean_resizing=False)
-    model = UvlmDecoder.with_seed(_config(language.config, encoder, injection, attention), seed, language)
+    _widen(language, VOCABULARY + 2, seed)
+    config = _config(language.config, encoder, injection, attention)
+    return _adapted(encoder, language, tokenizer, config, rank, alpha, seed)
+
+
+def with_language(
+    encoder: UNetEncoder, language: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, injection: Mapping,
+    attention: str, rank: int, alpha: float, seed: int = 0,
+) -> ReportWriter:  # fmt: skip
+    """A writer around a user's language model, such as Qwen3, with LoRA; projections and adapters learn, in 32 bits.
+
+    Args:
+        encoder: whose maps are read.
+        language: changed in place. tokenizer: its own; see :func:`with_tokenizer`.
+        injection, attention, rank, alpha, seed: see :func:`with_pretrained`.
+
+    Raises:
+        BadInput: a tokenizer without an end of text, or a language model that can't be read into.
+    """
+    around = _around(tokenizer)
+    _widen(language, len(tokenizer), seed)
+    config = UvlmConfig(language.config, encoder.config.channels, injection, attention, **around)
+    return _adapted(encoder, language, tokenizer, config, rank, alpha, seed)
+
+
+def _adapted(encoder, language, tokenizer, config: UvlmConfig, rank: int, alpha: float, seed: int) -> ReportWriter:
+    model = UvlmDecoder.with_seed(config, seed, language)
+    model.injection.float()  # made in the language model's type; steps of 2e-5 are lost in 16 bits
     model.decoder = with_lora(model.decoder, rank, alpha, dropout=0.0, seed=seed)
     return ReportWriter(encoder, model, tokenizer)
+
+
+def _around(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """Numbers of the tokens around the image, its placeholder, the end and the padding; what lacks is added."""
+    if tokenizer.eos_token_id is None:
+        raise BadInput("the tokenizer has no token that ends a text; give another, such as Qwen3's")
+    tokenizer.add_tokens(list(AROUND), special_tokens=True)
+    names = ("vision_start_id", "vision_end_id", "image_token_id")
+    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    return dict(zip(names, tokenizer.convert_tokens_to_ids(list(AROUND)), strict=True)) | {
+        "eos_token_id": tokenizer.eos_token_id, "pad_token_id": pad,
+    }  # fmt: skip
+
+
+def _widen(language: PreTrainedModel, words: int, seed: int) -> None:
+    """Rows for the tokens around the image, random by the seed: LoRA freezes them, so they aren't stored."""
+    if words > language.config.vocab_size:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            language.resize_token_embeddings(words, mean_resizing=False)
 
 
 def _config(decoder: PretrainedConfig, encoder: UNetEncoder, injection: Mapping, attention: str) -> UvlmConfig:
