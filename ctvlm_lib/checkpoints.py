@@ -121,7 +121,8 @@ def circumstances(curves: dict[str, Sequence[dict[str, float]]], points: int = 6
 
 def _thinned(curve: Sequence[dict[str, float]], points: int) -> list[dict[str, float]]:
     """Means of the losses over windows of steps, and the last step of each."""
-    names = [name for name in curve[-1] if name not in ("step", "seconds", "lr", "gradient", "stopped")]
+    left_out = ("step", "seconds", "lr", "gradient", "stopped", "held out")  # the last has a curve of its own
+    names = [name for name in curve[-1] if name not in left_out]
     width = max(1, -(-len(curve) // points))
     windows = [curve[first : first + width] for first in range(0, len(curve), width)]
     return [

@@ -10,6 +10,7 @@ from helpers_finetune import ORGANS, lessons, record, school
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ctvlm_lib import checkpoints
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.training_checkpoint import moving
 from ctvlm_lib.vlm import finetune_saving
@@ -17,7 +18,7 @@ from ctvlm_lib.vlm.choices import log_likelihoods
 from ctvlm_lib.vlm.closed_head import ClosedHead
 from ctvlm_lib.vlm.feature_cache import FeatureCache, _in_16_bits
 from ctvlm_lib.vlm.finetune import Finetuning, build, finetune, prepare
-from ctvlm_lib.vlm.finetune_loss import Patience, answer_loss, held_out_loss, last_states
+from ctvlm_lib.vlm.finetune_loss import HELD_OUT, Patience, answer_loss, held_out_loss, last_states
 from ctvlm_lib.vlm.lessons import IGNORED, Drawn, Lesson, Lessons
 from ctvlm_lib.vlm.lora import lora_parameters
 from ctvlm_lib.vlm.packed import offered
@@ -241,8 +242,23 @@ def test_patience_in_the_recipe_ends_the_last_stage_early():
     assert len(curves["projector"]) == 2
     assert 6 <= len(curves["LoRA"]) < 40 and len(curves["LoRA"]) % 3 == 0
     assert curves["LoRA"][-1]["stopped"]
+    assert [row["step"] for row in curves[HELD_OUT]] == list(range(3, len(curves["LoRA"]) + 1, 3))
     with pytest.raises(BadInput, match="none were given"):
         finetune(*_parts(school()), config, progress=False)
+
+
+def test_looking_at_held_out_patients_changes_nothing_and_is_kept_as_a_curve_of_its_own():
+    model, processor, taught, kept = school()
+    other = Lessons(processor, [Lesson("p0", (record(0, "quartz, vex, jump"),))])
+    config = replace(CONFIG, projector_steps=1, lora_steps=4, dropout=0.0)
+    plain = finetune(*_parts(school()), config, progress=False)
+    seen = finetune(model, taught, kept, replace(config, look_every=2), held_out=(other, kept), progress=False)
+    for stage, rows in plain.items():
+        assert [row["loss"] for row in rows] == [row["loss"] for row in seen[stage]]
+    assert [row["step"] for row in seen[HELD_OUT]] == [2, 4]
+    assert seen[HELD_OUT][-1]["loss"] == held_out_loss(model, other, kept, words=config.words, batch=config.pictures)
+    stored = checkpoints.circumstances(seen)["curves"]
+    assert set(stored) == {"projector", "LoRA", HELD_OUT} and HELD_OUT not in stored["LoRA"][-1]
 
 
 HEAD = replace(CONFIG, focal_gamma=2.0, class_balanced=True, head_answers=("Yes", "No", *ORGANS))
@@ -439,7 +455,7 @@ def test_a_grid_that_blocks_do_not_fill_is_refused():
     ("wrong", "said"),
     [({"pictures": 0}, "pictures"), ({"projector_steps": 0, "lora_steps": 0}, "one of them must be 1"),
      ({"from_scratch": True, "l2": 0.1}, "penalty on LoRA"), ({"accumulate": 3}, "3 equal parts"),
-     ({"patience": -1}, "patience is -1"), ({"look_every": 0}, "look_every"), ({"l2": -1.0}, "must not be negative"),
+     ({"patience": -1}, "patience is -1"), ({"look_every": -1}, "look_every"), ({"patience": 2}, "set look_every"), ({"l2": -1.0}, "must not be negative"),
      ({"class_balanced": True}, "class_balanced needs"), ({"closed_weight": 2.0}, "set focal_gamma"),
      ({"open_weight": 0.0}, "open_weight needs"), ({"head_answers": ("Yes", "No")}, "head_answers needs"),
      ({"teacher": "x", "accumulate": 2}, "accumulate to 1")],

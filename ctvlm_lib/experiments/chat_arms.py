@@ -98,7 +98,7 @@ def run(
     cohort = with_tasks(cohort or Cohort.of(profile, ("train", *splits)), fixed["kinds"], fixed["patients"])
     target = Path(checkpoint_folder) / label
     reader, record = trained(config, cohort, lessons_of(cohort, config), target, record, most=fixed["most"],
-                             held_out=lessons_of(cohort, config, "validation") if config.patience else (),
+                             held_out=lessons_of(cohort, config, "validation") if config.look_every else (),
                              folder=folder, on_step=on_step, progress=progress)  # fmt: skip
     said = {}
     for split in splits:

@@ -288,7 +288,7 @@ def _trained(name, given, cohort, seed, home, progress, on_step) -> tuple[VlmRea
     model.to(PartialState().device)
     features = _features(model, processor, cohort, taught, config, home / "features")
     looked_at = None
-    if config.patience:
+    if config.look_every:
         others = lessons_of(cohort, condition, "validation")
         kept = _features(model, processor, cohort, others, config, home / "features", "validation")
         looked_at = Lessons(processor, others, config.head_answers), kept

@@ -68,7 +68,8 @@ VARIANTS: dict[str, dict] = {
     "": {},
     "scratch": {"from_scratch": True},
     "blind": {"blind": True},
-    "longer": {"projector_steps": 3 * ON_A_CPU.projector_steps, "lora_steps": 3 * ON_A_CPU.lora_steps},
+    "longer": {"projector_steps": 3 * ON_A_CPU.projector_steps, "lora_steps": 3 * ON_A_CPU.lora_steps,
+               "look_every": 60},  # fmt: skip; the loss on validation patients by step
     **{f"patients{n}": {"patients": n} for n in (100, 200, 400)},
     **{label: {"projector": name} for name, label in IN_THE_PAPER.items()},
     **{kind: {"slice_attention": kind} for kind in KINDS},
@@ -183,7 +184,7 @@ def trained(
         taught: what is learnt.
         target: folder of the checkpoint; a teacher lies beside it or among those that ship.
         record: what else its record shall say.
-        held_out: lessons of validation patients, where the recipe stops early.
+        held_out: lessons of validation patients, where the recipe looks at them.
         most: tokens of the reader's open answers.
         folder, on_step, progress: as for :func:`run`.
 
@@ -273,15 +274,15 @@ def lessons_of(cohort: Cohort, config: Finetuning, split: str = "train") -> list
 
 
 def held_out_of(cohort: Cohort, config: Finetuning) -> list[Lesson]:
-    """What a recipe that stops early looks at: lessons of the validation patients that are asked; else nothing.
+    """What a recipe looks at while it trains: lessons of the validation patients that are asked; else nothing.
 
     Raises:
-        BadInput: it stops early, and the cohort has no validation patients.
+        BadInput: it looks, and the cohort has no validation patients.
     """
-    if not config.patience:
+    if not config.look_every:
         return []
     if "validation" not in cohort.scans:
-        raise BadInput("patience looks at validation patients, and the cohort has none; ask that split, too")
+        raise BadInput("look_every looks at validation patients, and the cohort has none; ask that split, too")
     patients = protocol.load().content["vlm"]["patients"]["validation"]
     return lessons_of(cohort, replace(config, patients=patients), "validation")
 

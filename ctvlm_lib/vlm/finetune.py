@@ -24,7 +24,7 @@ from ctvlm_lib.vlm.closed_head import ClosedHead
 from ctvlm_lib.vlm.colour import way_of
 from ctvlm_lib.vlm.config import CtvlmConfig
 from ctvlm_lib.vlm.feature_cache import FeatureCache
-from ctvlm_lib.vlm.finetune_loss import Patience, loss_of_step, plain_decoder
+from ctvlm_lib.vlm.finetune_loss import HELD_OUT, Patience, loss_of_step, plain_decoder
 from ctvlm_lib.vlm.finetune_recipe import ALL, LORA, PROJECTOR, Finetuning
 from ctvlm_lib.vlm.lessons import Lessons
 from ctvlm_lib.vlm.lora import with_lora
@@ -110,15 +110,16 @@ def finetune(
         lessons: what is learnt, with the answers of the head if there is one. features: of all their pictures.
         config: the one that the model was built by.
         teacher: the one that it names, see :func:`ctvlm_lib.vlm.finetune_saving.load_teacher`.
-        held_out: lessons of validation patients with their pictures' features, where ``config.patience`` looks at them.
+        held_out: lessons of validation patients with their pictures' features, for ``config.look_every``.
         folder: for checkpoints on the way; a run that was killed goes on from there, with the same losses.
         on_step: called with each row of the curves.
-        stop: (model, row of the last stage, a teacher's not counted) → whether to end it; None: as ``config.patience``
-            says.
+        stop: (model, row of the last stage, a teacher's not counted) → whether to end it; None: as
+            ``config.look_every`` and ``config.patience`` say.
         progress: print a line now and then, with an estimate of the time left.
 
     Returns:
-        Stage → its curve, see :func:`ctvlm_lib.training.train`.
+        Stage → its curve, see :func:`ctvlm_lib.training.train`; and HELD_OUT → the loss on validation patients, where
+        it was looked at.
 
     Raises:
         BadInput: as ``train``, a picture whose features aren't kept, a teacher that is named and not given, lessons
@@ -128,9 +129,9 @@ def finetune(
         raise BadInput(f"the teacher {config.teacher} wasn't given; load it with finetune_saving.load_teacher")
     if config.head_answers and lessons.answers != config.head_answers:
         raise BadInput("the lessons' closed answers aren't the head's; make them with Lessons(…, config.head_answers)")
-    if config.patience and stop is None:
+    if config.look_every and stop is None:
         if held_out is None:
-            raise BadInput("patience looks at validation patients, and none were given; give held_out, or set it to 0")
+            raise BadInput("look_every looks at held-out patients, and none were given; give held_out, or set it to 0")
         at_once = config.pictures // config.accumulate
         stop = Patience(*held_out, config.look_every, config.patience, words=config.words, batch=at_once)
     lost = [row.key for row in lessons.rows if row.key not in features]
@@ -151,6 +152,8 @@ def finetune(
                 model, loss, settings, folder=Path(folder) / stage.replace(" ", "-") if folder else None,
                 on_step=on_step, progress=progress, stop=ends,
             )  # fmt: skip
+    if seen := [row for row in curves[stages[-1][0]] if HELD_OUT in row]:
+        curves[HELD_OUT] = [{"step": row["step"], "loss": row[HELD_OUT], "seconds": 0.0} for row in seen]
     if config.teacher:
         with checkpointed(model, config.checkpointing):
             curves[distillation.DISTILLATION] = distillation.distill(

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ctvlm_lib.vlm.finetune import Finetuning
 
 NO_PENALTY = LossWeights(reg=0.0)
+HELD_OUT = "held out"  # loss on validation patients: a column of the curve where it was looked at, and a curve
 
 
 def answer_loss(
@@ -197,14 +198,14 @@ def held_out_loss(
 
 
 class Patience:
-    """Early stop: ends a stage when the held-out loss hasn't fallen for a while.
+    """Looks at the held-out loss now and then, notes it in the curve, and ends a stage that it hasn't fallen in for a while.
 
     A run that is taken up again begins to wait anew.
 
     Args:
         lessons, features: held out, of validation patients.
         every: steps between two looks.
-        looks: in a row without a new lowest loss, after which training ends.
+        looks: in a row without a new lowest loss, after which training ends; 0 only looks.
         options: ``words`` and ``batch`` of :func:`held_out_loss`.
     """
 
@@ -216,8 +217,9 @@ class Patience:
         """Whether to end, after the step that ``row`` tells of."""
         if int(row["step"]) % self.every:
             return False
-        self.seen.append(held_out_loss(model, self.lessons, self.features, **self.options))
-        return len(self.seen) - 1 - self.seen.index(min(self.seen)) >= self.looks
+        row[HELD_OUT] = held_out_loss(model, self.lessons, self.features, **self.options)
+        self.seen.append(row[HELD_OUT])
+        return 0 < self.looks <= len(self.seen) - 1 - self.seen.index(min(self.seen))
 
 
 def plain_decoder(model: CtvlmModel):

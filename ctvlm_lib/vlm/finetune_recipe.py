@@ -60,9 +60,10 @@ class Finetuning:
         weight_decay, precision, checkpoint_every, accumulate: of :class:`ctvlm_lib.training.Training`.
         checkpointing: the decoder keeps each layer's input alone for the backward pass, and computes the rest again:
             less memory, more time, the same losses.
-        patience: the last stage ends after so many looks in a row at the loss on validation patients in which it wasn't
-            lower than ever before, see :class:`ctvlm_lib.vlm.finetune_loss.Patience`; 0 takes all steps. What the last
-            step left is kept. look_every: steps between two looks.
+        look_every: steps of the last stage between two looks at the loss on validation patients, which the record keeps
+            as a curve of its own; 0 never looks.
+        patience: the last stage ends after so many looks in a row in which the loss wasn't lower than ever before, see
+            :class:`ctvlm_lib.vlm.finetune_loss.Patience`; 0 takes all steps. What the last step left is kept.
         variant: of a released DCFormer; "" takes a shipped encoder.
         size_dhw_vox, scale: of the volumes, see :class:`ctvlm_lib.vlm.image.ImageInput`.
     """
@@ -110,14 +111,14 @@ class Finetuning:
     checkpoint_every: int = 100
     accumulate: int = 1
     checkpointing: bool = False
+    look_every: int = 0
     patience: int = 0
-    look_every: int = 100
     variant: str = ""
     size_dhw_vox: tuple[int, int, int] = SIZE_DHW_VOX
     scale: str = "cohort"
 
     def __post_init__(self) -> None:
-        for name in ("pictures", "words", "accumulate", "look_every"):
+        for name in ("pictures", "words", "accumulate"):
             if getattr(self, name) < 1:
                 raise BadInput(f"{name} must be a whole number from 1, got {getattr(self, name)}")
         if min(self.projector_steps, self.lora_steps) < 0 or not self.projector_steps + self.lora_steps:
@@ -127,8 +128,12 @@ class Finetuning:
                 f"{self.pictures} pictures can't be computed in {self.accumulate} equal parts; set pictures to a"
                 " multiple of accumulate"
             )
-        if self.patience < 0:
-            raise BadInput(f"patience is {self.patience}; give a number of looks, or 0 to take all steps")
+        if self.patience < 0 or self.look_every < 0:
+            raise BadInput(
+                f"patience is {self.patience} and look_every {self.look_every}; give numbers of looks and of steps, or 0"
+            )
+        if self.patience and not self.look_every:
+            raise BadInput("patience counts looks at validation patients, and there are none; set look_every, e.g. 100")
         self._check_objective()
         way_of(self.colour, 3)  # whether the encoder can read it is seen when it is there
         if self.from_scratch and self.l2:
