@@ -198,7 +198,7 @@ def held_out_loss(
 
 
 class Patience:
-    """Looks at the held-out loss now and then, notes it in the curve, and ends a stage that it hasn't fallen in for a while.
+    """Looks at the held-out loss now and then, notes it in the curve, and ends a stage when it no longer falls.
 
     A run that is taken up again begins to wait anew.
 

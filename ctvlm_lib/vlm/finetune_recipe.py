@@ -130,7 +130,7 @@ class Finetuning:
             )
         if self.patience < 0 or self.look_every < 0:
             raise BadInput(
-                f"patience is {self.patience} and look_every {self.look_every}; give numbers of looks and of steps, or 0"
+                f"patience is {self.patience} and look_every {self.look_every}; give numbers of looks and steps, or 0"
             )
         if self.patience and not self.look_every:
             raise BadInput("patience counts looks at validation patients, and there are none; set look_every, e.g. 100")
