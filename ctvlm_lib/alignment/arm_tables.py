@@ -6,7 +6,6 @@ from pathlib import Path
 
 from ctvlm_lib.damaged import read_csv
 from ctvlm_lib.errors import BadInput
-from ctvlm_lib.records.table import read_json
 
 RESULTS = Path(__file__).resolve().parents[2] / "data_samples" / "results" / "full"
 
@@ -32,6 +31,8 @@ def ceilings(encoders: Iterable[str], results: str | Path = RESULTS) -> str:
     Raises:
         BadInput: a record that isn't there or holds no ceiling.
     """
+    from ctvlm_lib.records.table import read_json  # brings imaging packages along, which `ctvlm arm cost` may lack
+
     told = []
     for name in encoders:
         try:
