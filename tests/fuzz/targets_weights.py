@@ -132,7 +132,7 @@ def _run(folder: Path) -> None:
 def _resume(folder: Path, file: Path) -> None:
     model = test_training.small_model()
     optimizer = torch.optim.AdamW(_groups(model, test_training.SETTINGS), lr=0.1)
-    resume(model, optimizer, test_training.SETTINGS, folder, "cpu")
+    resume(model, optimizer, test_training.SETTINGS, folder)
 
 
 def _features(folder: Path) -> None:
