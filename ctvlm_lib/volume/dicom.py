@@ -23,14 +23,15 @@ def read_series(folder: Path, series: str | None = None) -> Volume:
     """
     import SimpleITK as sitk
 
-    files = _files_of(folder, series)
+    there = series_in(folder)
+    files = _files_of(folder, series, there)
     headers = [_header(file) for file in files]
     modality = headers[0].get(MODALITY, "CT")
     if modality != "CT":
         raise BadInput(
             f"the series in {folder.name} is {modality}, and CT is expected; its values are not Hounsfield units"
         )
-    broken = list(_passed_over(folder))
+    broken = list(_passed_over(folder, there))
     try:
         gap_mm = _check_positions(headers, folder.name)
     except BadInput as problem:
@@ -52,9 +53,9 @@ def read_series(folder: Path, series: str | None = None) -> Volume:
     return Volume(sitk.GetArrayFromImage(image), _affine(image), found, name=folder.name, notes=notes)
 
 
-def _passed_over(folder: Path):
+def _passed_over(folder: Path, there: dict[str, tuple[str, ...]]):
     """Say which DICOM files belong to no series: a broken first or last slice leaves no gap that would tell."""
-    known = {Path(file) for files in series_in(folder).values() for file in files}
+    known = {Path(file) for files in there.values() for file in files}
     lost = []
     for path in sorted(f for f in folder.iterdir() if f.is_file() and f not in known and f.name != "DICOMDIR"):
         with open(path, "rb") as file:
@@ -73,8 +74,7 @@ def _affine(image) -> np.ndarray:
     return affine
 
 
-def _files_of(folder: Path, series: str | None) -> tuple[str, ...]:
-    names = series_in(folder)
+def _files_of(folder: Path, series: str | None, names: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
     if not names:
         raise BadInput(f"{folder} holds no DICOM series; give the folder whose files are the slices, or a .nii.gz file")
     if series is not None:
