@@ -19,6 +19,7 @@ import torch
 from fuzz.case import FAULT, READ, SENTENCE, Bench
 from fuzz.damage_images import bomb
 from fuzz.target import Target
+from fuzz.targets import TARGETS
 from fuzz.targets_images import IMAGES, scans
 from fuzz.targets_records import RECORDS
 from helpers_ct import lps_affine, small_ct
@@ -64,6 +65,11 @@ def bench() -> Iterator[Bench]:
 def test_a_damaged_file_gives_a_result_or_a_sentence(target, bench):
     found = [bench.run(target, number, seed=0) for number in range(CASES)]
     assert [one for one in found if one.outcome == FAULT] == []
+
+
+@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
+def test_every_reader_of_the_campaign_reads_its_good_files(target, bench):
+    bench.check(target)
 
 
 # --- the campaign's own rules ------------------------------------------------------------------------------------
