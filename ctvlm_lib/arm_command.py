@@ -174,16 +174,17 @@ def _probe(args: argparse.Namespace) -> int:
 
 def _vlm(args: argparse.Namespace) -> int:
     """Train a vision–language model on the cohort, ask it everything, store its answers."""
-    from ctvlm_lib.experiments import vlm_arms
+    from ctvlm_lib.alignment.arm_tables import of_seed
+    from ctvlm_lib.experiments import vlm_arms, vlm_run
     from ctvlm_lib.experiments.vlm_tables import by_kind, of_table
 
     changes = _only(args, "patients", "steps")
-    label = vlm_arms.of_seed(args.name + _suffix(changes), args.seed)
+    label = of_seed(args.name + _suffix(changes), args.seed)
     changes |= {"lora_steps": changes.pop("steps")} if "steps" in changes else {}
     vlm_arms.recipe_of(args.name, args.seed, changes)  # a wrong name is told before a cohort is drawn
     home = run_folder(args.profile, args.out)
     results = home / "results"
-    said = vlm_arms.run(
+    said = vlm_run.run(
         args.name, args.profile, args.seed, changes=changes, label=label, results=results,
         folder=home / "training" / label, checkpoint_folder=home / "checkpoints",
     )  # fmt: skip

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import torch
 
 FOLDER = PROJECT / "data_samples" / "checkpoints"
+HELD_OUT = "held out"  # loss on validation patients: a column of a curve where it was looked at, and a curve of its own
 WEIGHTS, RECORD = "model.safetensors", "record.json"
 
 
@@ -121,7 +122,7 @@ def circumstances(curves: dict[str, Sequence[dict[str, float]]], points: int = 6
 
 def _thinned(curve: Sequence[dict[str, float]], points: int) -> list[dict[str, float]]:
     """Means of the losses over windows of steps, and the last step of each."""
-    left_out = ("step", "seconds", "lr", "gradient", "stopped", "held out")  # the last has a curve of its own
+    left_out = ("step", "seconds", "lr", "gradient", "stopped", HELD_OUT)  # the last has a curve of its own
     names = [name for name in curve[-1] if name not in left_out]
     width = max(1, -(-len(curve) // points))
     windows = [curve[first : first + width] for first in range(0, len(curve), width)]

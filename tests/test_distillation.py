@@ -13,7 +13,7 @@ from hypothesis import given, settings
 
 from ctvlm_lib import checkpoints
 from ctvlm_lib.errors import BadInput
-from ctvlm_lib.experiments import vlm_arms
+from ctvlm_lib.experiments import vlm_arms, vlm_run
 from ctvlm_lib.training import Step
 from ctvlm_lib.training_checkpoint import moving
 from ctvlm_lib.vlm import distillation, finetune_saving
@@ -289,7 +289,7 @@ def test_an_arm_trains_its_teacher_first_if_it_is_not_there_and_tells_of_it(tmp_
     places = {"checkpoint_folder": tmp_path / "weights", "results": tmp_path / "results"}
 
     def run(label: str):
-        return vlm_arms.run("vlm-B-contour-small-distilled", "quick", 3, cohort=small_cohort(), splits=(),
+        return vlm_run.run("vlm-B-contour-small-distilled", "quick", 3, cohort=small_cohort(), splits=(),
                             changes=SHORT, folder=tmp_path / "way" / label, label=label, **places)  # fmt: skip
 
     with pytest.raises(BadInput, match="`ctvlm arm vlm-B-contour-large --seed 3`"):

@@ -11,7 +11,7 @@ from helpers_finetune import small_cohort
 from ctvlm_lib import sources
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.evaluate.choice import score_closed
-from ctvlm_lib.experiments import answers, real_arms, vlm_arms
+from ctvlm_lib.experiments import answers, real_arms, vlm_arms, vlm_lessons, vlm_run
 from ctvlm_lib.training import Training
 from ctvlm_lib.vlm import finetune, finetune_loss
 
@@ -41,7 +41,7 @@ def rising(monkeypatch):
 def test_an_arm_with_a_head_that_stops_early_is_trained_asked_and_stored(tmp_path, monkeypatch, rising):
     monkeypatch.setenv("CTVLM_CACHE", str(tmp_path / "cache"))
     cohort = small_cohort()
-    said = vlm_arms.run(
+    said = vlm_run.run(
         "vlm-A-contour-small-focal-head", "quick", cohort=cohort, splits=("validation",),
         checkpoint_folder=tmp_path / "weights", results=tmp_path / "results", changes=SHORT | EARLY, progress=False,
     )["validation"]  # fmt: skip
@@ -53,7 +53,7 @@ def test_an_arm_with_a_head_that_stops_early_is_trained_asked_and_stored(tmp_pat
     assert closed["parsed"].notna().all() and closed["confidence"].notna().all()
     record = json.loads((home / "record.json").read_text(encoding="utf-8"))
     assert record["finetuning"]["class_balanced"] and record["finetuning"]["accumulate"] == 2
-    lessons = vlm_arms.held_out_of(cohort, vlm_arms.recipe_of("vlm-A-contour-small", changes=SHORT | EARLY))
+    lessons = vlm_lessons.held_out_of(cohort, vlm_arms.recipe_of("vlm-A-contour-small", changes=SHORT | EARLY))
     assert rising[0] == sum(len(lesson.records) for lesson in lessons)
     assert {r.patient for lesson in lessons for r in lesson.records} <= set(cohort.scans["validation"].names)
 
@@ -62,8 +62,8 @@ def test_without_validation_patients_stopping_early_is_refused():
     cohort = small_cohort()
     some = replace(cohort, scans={"train": cohort.scans["train"]})
     with pytest.raises(BadInput, match="the cohort has none"):
-        vlm_arms.held_out_of(some, vlm_arms.recipe_of("vlm-B-none-small", changes=EARLY))
-    assert vlm_arms.held_out_of(some, vlm_arms.recipe_of("vlm-B-none-small")) == []
+        vlm_lessons.held_out_of(some, vlm_arms.recipe_of("vlm-B-none-small", changes=EARLY))
+    assert vlm_lessons.held_out_of(some, vlm_arms.recipe_of("vlm-B-none-small")) == []
 
 
 @pytest.fixture(scope="module")

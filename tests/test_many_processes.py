@@ -295,7 +295,7 @@ def test_processes_that_do_not_find_each_other_are_refused():
         with_environment({"WORLD_SIZE": "2"}, begin)
 
 
-@pytest.mark.parametrize("module", ["vlm_arms", "read_out", "local_global", "uvlm", "chat_arms"])
+@pytest.mark.parametrize("module", ["vlm_run", "read_out", "local_global", "uvlm", "chat_arms"])
 def test_an_arm_that_one_process_stores_is_refused_to_several(module):
     run = importlib.import_module(f"ctvlm_lib.experiments.{module}").run
     with pytest.raises(BadInput, match="an arm is trained and stored by one process, and 2 were started"):

@@ -6,7 +6,7 @@ import pytest
 
 from ctvlm_lib.arm_command import PATTERNS, add_arguments, command
 from ctvlm_lib.errors import BadInput
-from ctvlm_lib.experiments import read_out, vlm_arms
+from ctvlm_lib.experiments import read_out, vlm_arms, vlm_run
 
 
 def run(*words: str) -> int:
@@ -16,7 +16,7 @@ def run(*words: str) -> int:
 
 
 def test_a_wrong_arm_is_told_before_a_cohort_is_drawn(tmp_path, monkeypatch):
-    monkeypatch.setattr(vlm_arms, "run", None)
+    monkeypatch.setattr(vlm_run, "run", None)
     with pytest.raises(BadInput, match="vlm-B-contour-small"):
         run("vlm-B-circle-small", "--out", str(tmp_path))
 
@@ -37,7 +37,7 @@ def test_changes_reach_the_recipe_and_the_folders_name(tmp_path, monkeypatch):
         seen.update(options, name=name, profile=profile, seed=seed)
         raise Stop
 
-    monkeypatch.setattr(vlm_arms, "run", instead)
+    monkeypatch.setattr(vlm_run, "run", instead)
     with pytest.raises(Stop):
         run("vlm-B-none-small", "--seed", "2", "--patients", "50", "--steps", "7", "--profile", "quick", "--out",
             str(tmp_path))  # fmt: skip

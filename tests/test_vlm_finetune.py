@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ctvlm_lib import checkpoints
+from ctvlm_lib.checkpoints import HELD_OUT
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.training_checkpoint import moving
 from ctvlm_lib.vlm import finetune_saving
@@ -18,7 +19,7 @@ from ctvlm_lib.vlm.choices import log_likelihoods
 from ctvlm_lib.vlm.closed_head import ClosedHead
 from ctvlm_lib.vlm.feature_cache import FeatureCache, _in_16_bits
 from ctvlm_lib.vlm.finetune import Finetuning, build, finetune, prepare
-from ctvlm_lib.vlm.finetune_loss import HELD_OUT, Patience, answer_loss, held_out_loss, last_states
+from ctvlm_lib.vlm.finetune_loss import Patience, answer_loss, held_out_loss, last_states
 from ctvlm_lib.vlm.lessons import IGNORED, Drawn, Lesson, Lessons
 from ctvlm_lib.vlm.lora import lora_parameters
 from ctvlm_lib.vlm.packed import offered

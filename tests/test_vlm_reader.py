@@ -14,9 +14,10 @@ from ctvlm_lib.alignment.checkpoints import load as load_aligned
 from ctvlm_lib.checkpoints import FOLDER
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.evaluate.choice import score_closed
-from ctvlm_lib.experiments import answers, vlm_arms
+from ctvlm_lib.experiments import answers, vlm_arms, vlm_run
 from ctvlm_lib.experiments.controls import MOVED, Control, ask
-from ctvlm_lib.experiments.vlm_arms import ARMS, CLOSED_ANSWERS, features_of, key_of, lessons_of, recipe_of
+from ctvlm_lib.experiments.vlm_arms import ARMS, CLOSED_ANSWERS, recipe_of
+from ctvlm_lib.experiments.vlm_lessons import features_of, key_of, lessons_of
 from ctvlm_lib.experiments.vlm_reader import VlmReader, worded
 from ctvlm_lib.records import protocol
 from ctvlm_lib.vlm import finetune, finetune_saving, ladder
@@ -233,7 +234,7 @@ def test_colours_for_an_encoder_of_one_channel_are_refused():
 def test_an_arm_is_trained_asked_and_stored(tmp_path, monkeypatch):
     monkeypatch.setenv("CTVLM_CACHE", str(tmp_path / "cache"))
     cohort = small_cohort()
-    said = vlm_arms.run(
+    said = vlm_run.run(
         "vlm-B-contour-small", "quick", 3, cohort=cohort, splits=("validation",),
         checkpoint_folder=tmp_path / "weights", results=tmp_path / "results",
         changes=SMALL | {"kinds": ["presence", "location"]}, progress=False,
@@ -254,9 +255,9 @@ def test_the_test_split_is_not_asked_without_a_committed_protocol(monkeypatch):
     def refuse():
         raise BadInput("protocol.toml differs from the last commit")
 
-    monkeypatch.setattr(vlm_arms, "check_committed", refuse)
+    monkeypatch.setattr(vlm_run, "check_committed", refuse)
     with pytest.raises(BadInput, match="differs from the last commit"):
-        vlm_arms.run("vlm-B-none-small", cohort=small_cohort())
+        vlm_run.run("vlm-B-none-small", cohort=small_cohort())
 
 
 def test_arms_are_encoder_condition_and_decoder():

@@ -21,7 +21,8 @@ One concept a file:
     real_records what it can be asked in the cohort's words
     real_reading a model of the cohort reads the two real CTs
     vlm_reader   a vision–language model as a reader
-    vlm_arms     its arms: trained, asked everything, stored
+    vlm_arms     its arms by name: what each trains
+    vlm_lessons, vlm_run    what they learn from; trained, asked everything, stored
     real_cohort  a user's RadGenome-ChestCT or M3D as questions and pictures
     real_arms    models on it: profile paper
     vlm_tables   the papers' tables from what is stored
@@ -29,7 +30,7 @@ One concept a file:
     chat_records, chat_protocol    the four tasks that they are asked, and what is fixed for them
     chat_tables  Table 3 from what is stored
     uvlm         U-VLM's arms: three stages that hand on one encoder
-    uvlm_protocol, uvlm_tables    what is fixed for them, and tables
+    uvlm_arms, uvlm_protocol, uvlm_said, uvlm_tables    by name, what is fixed for them, what they said, and tables
     uvlm_real    the same on a user's CT-RATE or AbdomenAtlas: profile paper
     uvlm_real_options, uvlm_real_cost    what is trained there, and what that costs
     uvlm_real_listed, uvlm_real_data, uvlm_real_scores    which scans there are, made ready, and what is said of them

@@ -30,7 +30,7 @@ from ctvlm_lib.experiments.chat_protocol import FILES, load
 from ctvlm_lib.experiments.chat_records import lessons_of, with_tasks
 from ctvlm_lib.experiments.chat_tables import PREFIX, QUESTIONS
 from ctvlm_lib.experiments.cohort import Cohort
-from ctvlm_lib.experiments.vlm_arms import as_asked, store, trained
+from ctvlm_lib.experiments.vlm_run import as_asked, store, trained
 from ctvlm_lib.records.committed import check_committed
 from ctvlm_lib.training_processes import alone
 from ctvlm_lib.vlm.finetune import Finetuning

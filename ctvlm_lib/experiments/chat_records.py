@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 
 from ctvlm_lib.experiments.asked import stratum
 from ctvlm_lib.experiments.cohort import Cohort
-from ctvlm_lib.experiments.vlm_arms import key_of
+from ctvlm_lib.experiments.vlm_lessons import key_of
 from ctvlm_lib.records.phantom import REGIONS, Patient
 from ctvlm_lib.records.questions import case_folder
 from ctvlm_lib.records.record import Record

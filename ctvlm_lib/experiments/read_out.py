@@ -19,7 +19,7 @@ import torch
 from ctvlm_lib import assets, checkpoints
 from ctvlm_lib.alignment.arm_tables import RESULTS, of_seed
 from ctvlm_lib.errors import BadInput, atomic_path
-from ctvlm_lib.experiments import answers, vlm_arms
+from ctvlm_lib.experiments import answers, vlm_arms, vlm_lessons
 from ctvlm_lib.experiments.cohort import Cohort
 from ctvlm_lib.experiments.conditions import CONDITIONS
 from ctvlm_lib.experiments.controls import ask, controls_for
@@ -181,13 +181,13 @@ def lessons_of(
     names, config = cohort.scans["train"].names, vlm_config(recipe)
     if not 0 <= recipe.patients <= len(names):
         raise BadInput(f"{recipe.patients} patients to learn from, but there are {len(names)}; give 1 to that, or 0")
-    lessons, some = vlm_arms.lessons_of(cohort, config), set(names[: recipe.patients or None])
+    lessons, some = vlm_lessons.lessons_of(cohort, config), set(names[: recipe.patients or None])
     taught: dict[str, list[Coded]] = {}
     for lesson in lessons:
         coded = [one for one in map(Coded.of, lesson.records) if one and lesson.records[0].patient in some]
         if coded:
             taught.setdefault(lesson.key, []).extend(coded)
-    return taught, vlm_arms.features_of(model, cohort.scans["train"], lessons, config, store=store)
+    return taught, vlm_lessons.features_of(model, cohort.scans["train"], lessons, config, store=store)
 
 
 def fit(

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ctvlm_lib import checkpoints
+from ctvlm_lib.checkpoints import HELD_OUT
 from ctvlm_lib.encoder import frozen
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.training import Curve, Step, train
@@ -24,7 +25,7 @@ from ctvlm_lib.vlm.closed_head import ClosedHead
 from ctvlm_lib.vlm.colour import way_of
 from ctvlm_lib.vlm.config import CtvlmConfig
 from ctvlm_lib.vlm.feature_cache import FeatureCache
-from ctvlm_lib.vlm.finetune_loss import HELD_OUT, Patience, loss_of_step, plain_decoder
+from ctvlm_lib.vlm.finetune_loss import Patience, loss_of_step, plain_decoder
 from ctvlm_lib.vlm.finetune_recipe import ALL, LORA, PROJECTOR, Finetuning
 from ctvlm_lib.vlm.lessons import Lessons
 from ctvlm_lib.vlm.lora import with_lora

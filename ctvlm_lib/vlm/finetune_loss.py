@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from ctvlm_lib.checkpoints import HELD_OUT
 from ctvlm_lib.training import Step
 from ctvlm_lib.vlm.closed_head import begins
 from ctvlm_lib.vlm.feature_cache import FeatureCache
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from ctvlm_lib.vlm.finetune import Finetuning
 
 NO_PENALTY = LossWeights(reg=0.0)
-HELD_OUT = "held out"  # loss on validation patients: a column of the curve where it was looked at, and a curve
 
 
 def answer_loss(

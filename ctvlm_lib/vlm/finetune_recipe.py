@@ -140,7 +140,6 @@ class Finetuning:
             raise BadInput("l2 is a penalty on LoRA, and a decoder from scratch has none; set l2 to 0")
         if self.from_scratch and self.decoder == smollm2.ASSET:
             raise BadInput("smollm2 is there because it was pretrained; train a size of the ladder from scratch")
-
         if min(self.distillation_weight, self.distillation_steps) < 0:
             raise BadInput("distillation_weight and distillation_steps must not be negative")
         if self.distillation_loss not in distillation.STARTS:
