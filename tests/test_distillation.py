@@ -290,7 +290,7 @@ def test_an_arm_trains_its_teacher_first_if_it_is_not_there_and_tells_of_it(tmp_
 
     def run(label: str):
         return vlm_run.run("vlm-B-contour-small-distilled", "quick", 3, cohort=small_cohort(), splits=(),
-                            changes=SHORT, folder=tmp_path / "way" / label, label=label, **places)  # fmt: skip
+                           changes=SHORT, folder=tmp_path / "way" / label, label=label, **places)  # fmt: skip
 
     with pytest.raises(BadInput, match="`ctvlm arm vlm-B-contour-large --seed 3`"):
         finetune_saving.load_teacher(vlm_arms.recipe_of("vlm-B-contour-small-distilled", 3), *school()[:2], tmp_path)
