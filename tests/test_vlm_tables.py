@@ -79,6 +79,15 @@ def test_a_size_that_one_side_lacks_is_left_out():
     assert measure(contrast, arms[1:], asked()) == {}
 
 
+def test_a_decoder_that_the_protocol_does_not_name_moves_no_contrast():
+    contrast = next(c for c in contrasts.load() if c.name == "contour-helps")
+    arms = [arm("vlm-B-none-small", 0.5), arm("vlm-B-contour-small", 0.8)]
+    more = [arm("vlm-B-none-smollm2", 0.9), arm("vlm-B-contour-smollm2", 0.1)]
+    [found], [alone] = (measure(contrast, those, asked()).values() for those in (arms + more, arms))
+    assert found.value == alone.value
+    assert measure(contrast, more, asked()) == {}
+
+
 def test_corpus_scores_are_compared_as_corpus_scores():
     contrast = next(c for c in contrasts.load() if c.name == "contour-T1-small-open-BLEU-4")
     arms = [arm("vlm-B-none-small", 0.5), arm("vlm-B-contour-small", 0.8)]

@@ -1,8 +1,8 @@
 """The protocol's contrasts, measured on the answers of trained vision–language models.
 
-Both sides answered the same questions; a contrast over all decoders averages each question's score over the sizes that
-were trained on both sides with the same seed. What can't be measured with the arms at hand is left out, and counts as
-lost where contrasts are judged.
+Both sides answered the same questions; a contrast over all decoders averages each question's score over the protocol's
+sizes that were trained on both sides with the same seed. What can't be measured with the arms at hand is left out, and
+counts as lost where contrasts are judged.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -107,8 +107,9 @@ def as_row(one: Contrast, verdict: Verdict, profile: str) -> dict:
 
 
 def _pairs(arms: Sequence[ArmAnswers], left: dict, right: dict) -> list[tuple[ArmAnswers, ArmAnswers]]:
-    """The arms of both sides, one pair for each decoder."""
-    sides = [{arm.decoder: arm for arm in arms if _fits(arm, side)} for side in (left, right)]
+    """The arms of both sides, one pair for each decoder of the protocol: SmolLM2 stands outside of what it fixed."""
+    ladder = protocol.load().content["vlm"]["decoders"]
+    sides = [{arm.decoder: arm for arm in arms if arm.decoder in ladder and _fits(arm, side)} for side in (left, right)]
     sizes = [side.get("decoder") for side in (left, right)]
     if any(size not in (None, "all") for size in sizes):
         found = [arms_of.get(size) for arms_of, size in zip(sides, sizes, strict=True)]
