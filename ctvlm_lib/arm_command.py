@@ -62,10 +62,11 @@ readout-ENCODER-CONDITION[-out-of-window], e.g. readout-B-none: cross-attention 
 vlm-ENCODER-CONDITION-DECODER[-VARIANT], e.g. vlm-B-contour-small: a vision-language model
                      ENCODER A, A-continued, B; CONDITION none, contour, box, dual;
                      DECODER small, middle, large, smollm2;
-                     VARIANT scratch, blind, longer, patients100, patients200, patients400, a projector: 2xMLP,
-                     2xMLP-H, 1xMLP-Mixer-H, 2xMLP-Mixer-H, slice attention: SSA, MSSA, MSSA-by-slice, SSA-as-printed,
-                     the contour paper's loss: focal, focal-head, lines of values that no tissue has, out-of-window,
-                     or of small and middle distilled, from the large decoder, undistilled, the same epoch without it"""
+                     VARIANT scratch, blind, longer, patients100, patients200, patients400, pictures4, a projector:
+                     2xMLP, 2xMLP-H, 1xMLP-Mixer-H, 2xMLP-Mixer-H, slice attention: SSA, MSSA, MSSA-by-slice,
+                     SSA-as-printed, the contour paper's loss: focal, focal-head, lines of values that no tissue has:
+                     out-of-window, or of small and middle distilled, from the large decoder, undistilled, the same
+                     epoch without it"""
 NAMES = {"size_dhw_vox": "size", "train_text": "textTrained"}  # in a folder's name
 
 
