@@ -251,6 +251,18 @@ def test_an_arm_is_trained_asked_and_stored(tmp_path, monkeypatch):
     assert record["weights"] == finetune_saving.load(tmp_path / "weights" / home.name)[2]["weights"]
 
 
+def test_long_asking_tells_how_far_it_is(untrained, monkeypatch):
+    cohort, told = small_cohort(), []
+    monkeypatch.setattr(vlm_run, "QUIET_S", 0.0)
+    asked = cohort.questions("validation", kinds=("presence", "report"), patients=4)
+    config = recipe_of("vlm-B-contour-small")
+    tables = vlm_run.as_asked(VlmReader(*untrained), asked, cohort.scans["validation"], config, told.append)
+    assert sum(map(len, tables)) == len(asked)
+    assert told[0].startswith("as asked: 24 of ") and told[0].endswith(" left)")
+    quiet = vlm_run.as_asked(VlmReader(*untrained), asked, cohort.scans["validation"], config)
+    assert [table["answer"].tolist() for table in quiet] == [table["answer"].tolist() for table in tables]
+
+
 def test_the_test_split_is_not_asked_without_a_committed_protocol(monkeypatch):
     def refuse():
         raise BadInput("protocol.toml differs from the last commit")

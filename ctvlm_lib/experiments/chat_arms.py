@@ -103,7 +103,7 @@ def run(
     said = {}
     for split in splits:
         began = time.monotonic()
-        tables = as_asked(reader, cohort.questions(split), cohort.scans[split], config)
+        tables = as_asked(reader, cohort.questions(split), cohort.scans[split], config, print if progress else None)
         said[split] = pd.concat(tables, ignore_index=True)
         record["minutes"][split] = round((time.monotonic() - began) / 60, 2)
         asked.save(Asked.of(cohort.records[split], cohort.scans[split]), Path(results) / QUESTIONS / f"{split}.npz")

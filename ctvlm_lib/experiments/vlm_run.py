@@ -22,6 +22,7 @@ from ctvlm_lib.experiments.pointing import ANSWERS
 from ctvlm_lib.experiments.vlm_arms import recipe_of
 from ctvlm_lib.experiments.vlm_lessons import AS_IS, features_of, held_out_of, lessons_of
 from ctvlm_lib.experiments.vlm_reader import ROOM, VlmReader
+from ctvlm_lib.notebook_progress import duration
 from ctvlm_lib.records import protocol
 from ctvlm_lib.records.committed import check_committed
 from ctvlm_lib.records.record import Record
@@ -31,6 +32,7 @@ from ctvlm_lib.vlm.finetune_recipe import Finetuning
 from ctvlm_lib.vlm.lessons import Lesson, Lessons
 
 FEW = (MOVED, REMOVED, RECOLOURED, NEIGHBOUR)  # controls of every size; the smallest is asked under all
+QUIET_S = 30.0  # between two lines that tell how far the asking is
 
 
 def run(
@@ -172,7 +174,7 @@ def ask_all(
         cohort: whose split is asked about. split: "validation" or "test".
         config: names the condition, the decoder, the seed and the kinds that were learnt.
         controls: None: if the seed is 0.
-        progress: called with a line after each control.
+        progress: called with a line now and then, with an estimate, and after each control.
     """
     content, tables = protocol.load().content, []
     fixed, scans = content["vlm"], cohort.scans[split]
@@ -180,10 +182,11 @@ def ask_all(
     for control in controls_for(config.condition, content["controls"]):
         if control == AS_IS:
             asked = cohort.questions(split, kinds=config.kinds, patients=fixed["patients"][split])
-            tables += as_asked(reader, asked, scans, config)
+            tables += as_asked(reader, asked, scans, config, progress)
         elif wanted and (control.name in FEW or config.decoder == "small"):
             asked = cohort.questions(split, kinds=ANSWERS, form="closed", patients=fixed["controls_patients"])
-            tables.append(ask(reader, asked, scans, config.condition, control, seed=config.seed))
+            tables.append(ask(reader, asked, scans, config.condition, control, seed=config.seed,
+                              progress=_paced(progress, str(control))))  # fmt: skip
         else:
             continue
         if progress:
@@ -191,14 +194,39 @@ def ask_all(
     return pd.concat(tables, ignore_index=True)
 
 
-def as_asked(reader: VlmReader, asked: Sequence[Record], scans: Scans, config: Finetuning) -> list[pd.DataFrame]:
-    """Answers with the prompt as it is: reports in a table of their own, if there are any, then all else."""
+def as_asked(
+    reader: VlmReader,
+    asked: Sequence[Record],
+    scans: Scans,
+    config: Finetuning,
+    progress: Callable[[str], None] | None = None,
+) -> list[pd.DataFrame]:
+    """Answers with the prompt as it is: reports in a table of their own, if there are any, then all else.
+
+    ``progress`` is called with a line now and then.
+    """
     reports = [record for record in asked if record.kind == "report"]
     others = [record for record in asked if record.kind != "report"]
     tables = []
     if reports:  # by themselves, as they are long: those of one batch are written side by side
-        tables.append(ask(reader, reports, scans, config.condition, seed=config.seed, batch=100))
-    return [*tables, ask(reader, others, scans, config.condition, AS_IS, seed=config.seed)]
+        tables.append(ask(reader, reports, scans, config.condition, seed=config.seed, batch=100,
+                          progress=_paced(progress, "reports")))  # fmt: skip
+    return [*tables, ask(reader, others, scans, config.condition, AS_IS, seed=config.seed,
+                         progress=_paced(progress, str(AS_IS)))]  # fmt: skip
+
+
+def _paced(tell: Callable[[str], None] | None, what: str) -> Callable[[int, int], None] | None:
+    """For ``ask``: how many pictures are done and about how long the others take, a line in QUIET_S seconds."""
+    began = told = time.monotonic()
+
+    def progress(done: int, count: int) -> None:
+        nonlocal told
+        now = time.monotonic()
+        if done < count and now - told >= QUIET_S:
+            told, left = now, (now - began) / done * (count - done)
+            tell(f"{what}: {done:,} of {count:,} pictures (about {duration(left)} left)")
+
+    return tell and progress
 
 
 def _protocol(splits: Sequence[str]) -> dict:
