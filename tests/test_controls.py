@@ -15,6 +15,7 @@ from ctvlm_lib.errors import BadInput
 from ctvlm_lib.experiments import controls, pointing, reliance
 from ctvlm_lib.experiments.conditions import PAPERS_COLOURS
 from ctvlm_lib.experiments.controls import Control, ask, controls_for, picture_for
+from ctvlm_lib.experiments.kept_answers import KeptAnswers, Said
 from ctvlm_lib.experiments.linear import Linear
 from ctvlm_lib.experiments.mask_quality import with_quality
 from ctvlm_lib.prompt import contour
@@ -50,6 +51,44 @@ class Echo:
             [(str(int((p == wanted).all(axis=0).sum())), 0.5)] * len(q)
             for p, q in zip(pictures, questions, strict=True)
         ]
+
+
+class Dies(Echo):
+    """Is killed in its second batch."""
+
+    asked = 0
+
+    def answer(self, pictures, questions, condition):
+        self.asked += 1
+        if self.asked == 2:
+            raise InterruptedError("killed")
+        return super().answer(pictures, questions, condition)
+
+
+def test_a_killed_asking_goes_on_behind_the_batches_that_were_answered(records, some, tmp_path):
+    kept, again = KeptAnswers(tmp_path), Dies()
+    with pytest.raises(InterruptedError):
+        ask(Dies(), records, some, "contour", batch=30, kept=kept)
+    assert len(list(tmp_path.iterdir())) == 1
+    again.asked = 2  # and won't be killed
+    table = ask(again, records, some, "contour", batch=30, kept=kept)
+    pd.testing.assert_frame_equal(table, ask(Echo(), records, some, "contour", batch=30))
+    batches = -(-len({(r.patient, r.region) for r in records}) // 30)
+    assert again.asked - 2 == batches - 1
+    assert len(list(tmp_path.iterdir())) == batches
+
+
+def test_kept_answers_are_for_the_very_same_questions_and_come_back_to_the_last_bit(tmp_path):
+    kept, said = KeptAnswers(tmp_path / "new"), [Said("B. Cyst", 1 / 3, "liver"), Said("", float("nan"), "")]
+    assert kept.read(["a", "b"]) is None
+    kept.write(["a", "b"], said)
+    (text, sure, on), (_, unsure, _) = kept.read(["a", "b"])
+    assert (text, sure, on) == said[0] and np.isnan(unsure)
+    assert kept.read(["b", "a"]) is None and kept.read(["a"]) is None
+    [file] = (tmp_path / "new").iterdir()
+    for damage in (file.read_bytes()[:-9], b"{}", b"[[1]]", b"\xff", b"[]"):
+        file.write_bytes(damage)
+        assert kept.read(["a", "b"]) is None  # asked again
 
 
 def test_every_question_is_asked_once_whatever_the_batch(records, some):

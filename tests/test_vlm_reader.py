@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from helpers_finetune import ORGANS, lessons, record, small_cohort
@@ -261,6 +262,17 @@ def test_long_asking_tells_how_far_it_is(untrained, monkeypatch):
     assert told[0].startswith("as asked: 24 of ") and told[0].endswith(" left)")
     quiet = vlm_run.as_asked(VlmReader(*untrained), asked, cohort.scans["validation"], config)
     assert [table["answer"].tolist() for table in quiet] == [table["answer"].tolist() for table in tables]
+
+
+def test_an_arm_that_is_killed_while_it_is_asked_keeps_its_answers(tmp_path, monkeypatch):
+    monkeypatch.setenv("CTVLM_CACHE", str(tmp_path / "cache"))
+    cohort = small_cohort()
+    how = {"cohort": cohort, "splits": ("validation",), "checkpoint_folder": tmp_path / "weights",
+           "folder": tmp_path / "way", "changes": SMALL | {"kinds": ["presence"]}, "progress": False}  # fmt: skip
+    first = vlm_run.run("vlm-B-contour-small", "quick", results=tmp_path / "first", **how)["validation"]
+    monkeypatch.setattr(VlmReader, "answer", None)  # not asked again
+    again = vlm_run.run("vlm-B-contour-small", "quick", results=tmp_path / "again", **how)["validation"]
+    pd.testing.assert_frame_equal(first, again)
 
 
 def test_the_test_split_is_not_asked_without_a_committed_protocol(monkeypatch):

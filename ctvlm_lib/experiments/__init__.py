@@ -35,6 +35,7 @@ One concept a file:
     uvlm_real_options, uvlm_real_cost    what is trained there, and what that costs
     uvlm_real_listed, uvlm_real_data, uvlm_real_scores    which scans there are, made ready, and what is said of them
     prepared_arms      the volumes of an arm of profile paper, made ready ahead of it by many workers
+    kept_answers       of a long asking, so that a killed run goes on from there
     many_volumes       rendering with one process beside two
     predicted_masks    regions that U-VLM's first stage finds
     predicted_prompts  prompts drawn on them: asked, stored

@@ -30,7 +30,7 @@ from ctvlm_lib.experiments.chat_protocol import FILES, load
 from ctvlm_lib.experiments.chat_records import lessons_of, with_tasks
 from ctvlm_lib.experiments.chat_tables import PREFIX, QUESTIONS
 from ctvlm_lib.experiments.cohort import Cohort
-from ctvlm_lib.experiments.vlm_run import as_asked, store, trained
+from ctvlm_lib.experiments.vlm_run import as_asked, on_the_way, store, trained
 from ctvlm_lib.records.committed import check_committed
 from ctvlm_lib.training_processes import alone
 from ctvlm_lib.vlm.finetune import Finetuning
@@ -103,7 +103,8 @@ def run(
     said = {}
     for split in splits:
         began = time.monotonic()
-        tables = as_asked(reader, cohort.questions(split), cohort.scans[split], config, print if progress else None)
+        tables = as_asked(reader, cohort.questions(split), cohort.scans[split], config, print if progress else None,
+                          on_the_way(folder, record, split))  # fmt: skip
         said[split] = pd.concat(tables, ignore_index=True)
         record["minutes"][split] = round((time.monotonic() - began) / 60, 2)
         asked.save(Asked.of(cohort.records[split], cohort.scans[split]), Path(results) / QUESTIONS / f"{split}.npz")

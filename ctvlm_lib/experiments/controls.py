@@ -4,7 +4,7 @@ A reader is anything that answers questions about pictures. Who asks decides wha
 models, the probes and a person's own model are all asked by the same code.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Protocol
@@ -18,6 +18,7 @@ from ctvlm_lib.errors import BadInput
 from ctvlm_lib.experiments import perturb
 from ctvlm_lib.experiments.answers import AS_ASKED, answer_table
 from ctvlm_lib.experiments.conditions import PAPERS_COLOURS, SWAPPED_COLOURS, Drawing, draw
+from ctvlm_lib.experiments.kept_answers import KeptAnswers, Said
 from ctvlm_lib.records.balance import drawn
 from ctvlm_lib.records.phantom import REGIONS
 from ctvlm_lib.records.phantom.canvas import FIELD_MM
@@ -88,6 +89,7 @@ def ask(
     seed: int = 0,
     batch: int = 24,
     progress: Callable[[int, int], None] | None = None,
+    kept: KeptAnswers | None = None,
 ) -> pd.DataFrame:
     """Ask a reader about a cohort under one condition and one control.
 
@@ -100,6 +102,8 @@ def ask(
         seed: of the reader's training, kept in the table. Where a prompt is moved to depends on the question alone.
         batch: pictures at a time.
         progress: called with (pictures, of how many).
+        kept: gets each batch's answers, and gives them back where a killed run got them already. Its folder is for one
+            reader, condition and control.
 
     Returns:
         A table of answers, see :func:`ctvlm_lib.experiments.answers.answer_table`.
@@ -116,21 +120,39 @@ def ask(
         raise BadInput(f"{lost[0]} is about a patient who isn't among the {len(scans)} scans; give the whole cohort")
     records.sort(key=lambda r: (place[r.patient], r.region or ""))
     groups = [list(same) for _, same in groupby(records, key=lambda r: (r.patient, r.region))]
-    said, marked, way = [], [], getattr(reader, "colour", "")
+    said = []
     for start in range(0, len(groups), batch):
         some = groups[start : start + batch]
-        pictures = []
-        for group in some:
-            k = place[group[0].patient]
-            picture, on = picture_for(group[0], scans, k, condition, control, reader.channels, way)
-            pictures.append(picture)
-            marked += [on] * len(group)
-        said += [pair for pairs in reader.answer(np.stack(pictures), some, condition) for pair in pairs]
+        ids = [record.id for group in some for record in group]
+        found = kept and kept.read(ids)
+        if not found:
+            found = _answered(reader, some, scans, place, condition, control)
+            if kept:
+                kept.write(ids, found)
+        said += found
         if progress:
             progress(min(start + batch, len(groups)), len(groups))
-    answers, confidence = zip(*said, strict=True)
+    answers, confidence, marked = zip(*said, strict=True)
     return answer_table(records, answers, confidence, condition=condition, control=str(control), seed=seed,
                         marked=marked)  # fmt: skip
+
+
+def _answered(
+    reader: Reader,
+    groups: Sequence[Sequence[Record]],
+    scans: Scans,
+    place: Mapping[str, int],
+    condition: str,
+    control: Control,
+) -> list[Said]:
+    """Ask about some pictures; ``place`` says where each patient's scan is."""
+    shown = [
+        picture_for(group[0], scans, place[group[0].patient], condition, control, reader.channels,
+                    getattr(reader, "colour", ""))
+        for group in groups
+    ]  # fmt: skip
+    answered = reader.answer(np.stack([picture for picture, _ in shown]), groups, condition)
+    return [Said(*pair, on) for pairs, (_, on) in zip(answered, shown, strict=True) for pair in pairs]
 
 
 def picture_for(

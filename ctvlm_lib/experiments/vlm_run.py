@@ -18,6 +18,7 @@ from ctvlm_lib.errors import atomic_path
 from ctvlm_lib.experiments import answers
 from ctvlm_lib.experiments.cohort import Cohort
 from ctvlm_lib.experiments.controls import MOVED, NEIGHBOUR, RECOLOURED, REMOVED, ask, controls_for
+from ctvlm_lib.experiments.kept_answers import KeptAnswers
 from ctvlm_lib.experiments.pointing import ANSWERS
 from ctvlm_lib.experiments.vlm_arms import recipe_of
 from ctvlm_lib.experiments.vlm_lessons import AS_IS, features_of, held_out_of, lessons_of
@@ -61,7 +62,7 @@ def run(
         seed: of projector, adapters and steps; any but 0 is added to the names of the two folders.
         cohort: None draws the profile's.
         splits: that are asked; the test split needs a committed protocol.
-        folder: for checkpoints on the way.
+        folder: for checkpoints and answers on the way.
         checkpoint_folder: gets ``<name>/`` with projector and adapters in float16 and the record.
         results: gets ``<name>/`` with a file of answers for each split, and the record.
         changes: fields of :class:`ctvlm_lib.vlm.finetune.Finetuning` with other values.
@@ -88,7 +89,8 @@ def run(
     said, tell = {}, print if progress else None
     for split in splits:
         began = time.monotonic()
-        said[split] = ask_all(reader, cohort, split, config, controls, tell)
+        said[split] = ask_all(reader, cohort, split, config, controls, tell,
+                              on_the_way(folder, record, split))  # fmt: skip
         record["minutes"][split] = round((time.monotonic() - began) / 60, 2)
     store(said, cohort, record | {"controls_of": list(ANSWERS)}, Path(results) / label)
     return said
@@ -166,6 +168,7 @@ def ask_all(
     config: Finetuning,
     controls: bool | None = None,
     progress: Callable[[str], None] | None = None,
+    kept: Path | None = None,
 ) -> pd.DataFrame:
     """Ask everything that was learnt; on the test split what the probes are asked under the controls, too.
 
@@ -175,6 +178,7 @@ def ask_all(
         config: names the condition, the decoder, the seed and the kinds that were learnt.
         controls: None: if the seed is 0.
         progress: called with a line now and then, with an estimate, and after each control.
+        kept: folder of answers that a killed run got from this very model.
     """
     content, tables = protocol.load().content, []
     fixed, scans = content["vlm"], cohort.scans[split]
@@ -182,11 +186,11 @@ def ask_all(
     for control in controls_for(config.condition, content["controls"]):
         if control == AS_IS:
             asked = cohort.questions(split, kinds=config.kinds, patients=fixed["patients"][split])
-            tables += as_asked(reader, asked, scans, config, progress)
+            tables += as_asked(reader, asked, scans, config, progress, kept)
         elif wanted and (control.name in FEW or config.decoder == "small"):
             asked = cohort.questions(split, kinds=ANSWERS, form="closed", patients=fixed["controls_patients"])
             tables.append(ask(reader, asked, scans, config.condition, control, seed=config.seed,
-                              progress=_paced(progress, str(control))))  # fmt: skip
+                              **_options(progress, str(control), kept)))  # fmt: skip
         else:
             continue
         if progress:
@@ -200,19 +204,30 @@ def as_asked(
     scans: Scans,
     config: Finetuning,
     progress: Callable[[str], None] | None = None,
+    kept: Path | None = None,
 ) -> list[pd.DataFrame]:
     """Answers with the prompt as it is: reports in a table of their own, if there are any, then all else.
 
-    ``progress`` is called with a line now and then.
+    ``progress`` is called with a line now and then, ``kept`` a folder as of :func:`ask_all`.
     """
     reports = [record for record in asked if record.kind == "report"]
     others = [record for record in asked if record.kind != "report"]
     tables = []
     if reports:  # by themselves, as they are long: those of one batch are written side by side
         tables.append(ask(reader, reports, scans, config.condition, seed=config.seed, batch=100,
-                          progress=_paced(progress, "reports")))  # fmt: skip
+                          **_options(progress, "reports", kept)))  # fmt: skip
     return [*tables, ask(reader, others, scans, config.condition, AS_IS, seed=config.seed,
-                         progress=_paced(progress, str(AS_IS)))]  # fmt: skip
+                         **_options(progress, str(AS_IS), kept))]  # fmt: skip
+
+
+def on_the_way(folder: str | Path | None, record: Mapping, split: str) -> Path | None:
+    """Where a model's answers lie until all are there: trained again, it is another model and is asked anew."""
+    return Path(folder) / "asked" / record["weights"]["sha256"][:16] / split if folder else None
+
+
+def _options(tell: Callable[[str], None] | None, what: str, kept: Path | None) -> dict:
+    """Of :func:`ask`: lines now and then, and a folder for what is asked here."""
+    return {"progress": _paced(tell, what), "kept": kept and KeptAnswers(kept / what.replace(" ", "-"))}
 
 
 def _paced(tell: Callable[[str], None] | None, what: str) -> Callable[[int, int], None] | None:
