@@ -30,7 +30,7 @@ from ctvlm_lib.ledger import chat as in_ledger
 from ctvlm_lib.ledger import published, rows
 from ctvlm_lib.ledger.ours import Results
 from ctvlm_lib.ledger.verify_command import verify
-from ctvlm_lib.records import phantom
+from ctvlm_lib.records import committed, phantom
 from ctvlm_lib.records.balance import balance
 from ctvlm_lib.records.committed import as_it_stands
 from ctvlm_lib.records.phantom import REGIONS
@@ -80,7 +80,7 @@ def trained(cohort, tmp_path_factory):
     few = {split: [r for r in records if r.region in (None, *ORGANS)] for split, records in cohort.records.items()}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CTVLM_CACHE", str(home / "cache"))
-        patch.setattr(chat_arms, "check_committed", as_it_stands)  # a protocol that is being written may not be yet
+        patch.setattr(committed, "check_committed", as_it_stands)  # a protocol that is being written may not be yet
         patch.setattr("ctvlm_lib.experiments.vlm_reader.REPORT_ROOM", 24)  # nothing was learnt that would end a report
         patch.setattr(chat_arms, "load", lambda: _shorter())
         patch.setattr(chat_records, "REGIONS", ORGANS)
@@ -350,7 +350,7 @@ def test_the_test_split_is_not_asked_without_a_committed_protocol(cohort, monkey
     def refuse(files):
         raise BadInput(f"{files[-1].name} differs from the last commit")
 
-    monkeypatch.setattr(chat_arms, "check_committed", refuse)
+    monkeypatch.setattr(committed, "check_committed", refuse)
     with pytest.raises(BadInput, match=r"protocol_chat.toml differs from the last commit"):
         chat_arms.run("chat-full", cohort=cohort)
 

@@ -1,6 +1,6 @@
 """Readers are asked under every control, and the pointing reader answers as its parts say."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pandas as pd
@@ -78,17 +78,19 @@ def test_a_killed_asking_goes_on_behind_the_batches_that_were_answered(records, 
     assert len(list(tmp_path.iterdir())) == batches
 
 
-def test_kept_answers_are_for_the_very_same_questions_and_come_back_to_the_last_bit(tmp_path):
+def test_kept_answers_are_for_the_very_same_questions_and_come_back_to_the_last_bit(records, tmp_path):
+    a, b = records[:2]
     kept, said = KeptAnswers(tmp_path / "new"), [Said("B. Cyst", 1 / 3, "liver"), Said("", float("nan"), "")]
-    assert kept.read(["a", "b"]) is None
-    kept.write(["a", "b"], said)
-    (text, sure, on), (_, unsure, _) = kept.read(["a", "b"])
+    assert kept.read([a, b]) is None
+    kept.write([a, b], said)
+    (text, sure, on), (_, unsure, _) = kept.read([a, b])
     assert (text, sure, on) == said[0] and np.isnan(unsure)
-    assert kept.read(["b", "a"]) is None and kept.read(["a"]) is None
+    assert kept.read([b, a]) is None and kept.read([a]) is None
+    assert kept.read([replace(a, question="In other words?"), b]) is None
     [file] = (tmp_path / "new").iterdir()
     for damage in (file.read_bytes()[:-9], b"{}", b"[[1]]", b"\xff", b"[]"):
         file.write_bytes(damage)
-        assert kept.read(["a", "b"]) is None  # asked again
+        assert kept.read([a, b]) is None  # asked again
 
 
 def test_every_question_is_asked_once_whatever_the_batch(records, some):

@@ -17,6 +17,7 @@ from ctvlm_lib.experiments.pointing import ANSWERS, NAMES
 from ctvlm_lib.experiments.read_out import ARMS, Recipe, fit, label_of, lessons_of, recipe_of
 from ctvlm_lib.experiments.read_out_model import MARKED, VOCABULARY, Coded, Questions, ReadOut, attend
 from ctvlm_lib.experiments.read_out_reader import Reader, Seen
+from ctvlm_lib.records import committed
 from ctvlm_lib.records.phantom import REGIONS
 from ctvlm_lib.vlm.feature_cache import FeatureCache, _in_16_bits
 from ctvlm_lib.vlm.features import Features
@@ -340,9 +341,9 @@ def test_what_cannot_be_run_is_refused(tmp_path, name, options, told):
 
 
 def test_the_test_split_is_not_asked_without_a_committed_protocol(monkeypatch):
-    def refuse():
+    def refuse(files):
         raise BadInput("protocol.toml differs from the last commit")
 
-    monkeypatch.setattr(read_out, "check_committed", refuse)
+    monkeypatch.setattr(committed, "check_committed", refuse)
     with pytest.raises(BadInput, match="differs from the last commit"):
         read_out.run("readout-B-none", cohort=small_cohort())

@@ -20,7 +20,7 @@ from ctvlm_lib.experiments.controls import MOVED, Control, ask
 from ctvlm_lib.experiments.vlm_arms import ARMS, CLOSED_ANSWERS, recipe_of
 from ctvlm_lib.experiments.vlm_lessons import features_of, key_of, lessons_of
 from ctvlm_lib.experiments.vlm_reader import VlmReader, worded
-from ctvlm_lib.records import protocol
+from ctvlm_lib.records import committed, protocol
 from ctvlm_lib.vlm import finetune, finetune_saving, ladder
 from ctvlm_lib.vlm.choices import log_likelihoods
 from ctvlm_lib.vlm.finetune import Finetuning
@@ -267,19 +267,27 @@ def test_long_asking_tells_how_far_it_is(untrained, monkeypatch):
 def test_an_arm_that_is_killed_while_it_is_asked_keeps_its_answers(tmp_path, monkeypatch):
     monkeypatch.setenv("CTVLM_CACHE", str(tmp_path / "cache"))
     cohort = small_cohort()
+
+    def killed(*_):
+        raise InterruptedError
+
     how = {"cohort": cohort, "splits": ("validation",), "checkpoint_folder": tmp_path / "weights",
            "folder": tmp_path / "way", "changes": SMALL | {"kinds": ["presence"]}, "progress": False}  # fmt: skip
-    first = vlm_run.run("vlm-B-contour-small", "quick", results=tmp_path / "first", **how)["validation"]
+    whole = vlm_run.run("vlm-B-contour-small", "quick", results=tmp_path / "whole", **how)["validation"]
+    assert not (tmp_path / "way" / "asked").exists()  # all are stored
+    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
+        patch.setattr(vlm_run, "store", killed)
+        vlm_run.run("vlm-B-contour-small", "quick", results=tmp_path / "killed", **how)
     monkeypatch.setattr(VlmReader, "answer", None)  # not asked again
     again = vlm_run.run("vlm-B-contour-small", "quick", results=tmp_path / "again", **how)["validation"]
-    pd.testing.assert_frame_equal(first, again)
+    pd.testing.assert_frame_equal(whole, again)
 
 
 def test_the_test_split_is_not_asked_without_a_committed_protocol(monkeypatch):
-    def refuse():
+    def refuse(files):
         raise BadInput("protocol.toml differs from the last commit")
 
-    monkeypatch.setattr(vlm_run, "check_committed", refuse)
+    monkeypatch.setattr(committed, "check_committed", refuse)
     with pytest.raises(BadInput, match="differs from the last commit"):
         vlm_run.run("vlm-B-none-small", cohort=small_cohort())
 

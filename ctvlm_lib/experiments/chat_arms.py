@@ -30,8 +30,8 @@ from ctvlm_lib.experiments.chat_protocol import FILES, load
 from ctvlm_lib.experiments.chat_records import lessons_of, with_tasks
 from ctvlm_lib.experiments.chat_tables import PREFIX, QUESTIONS
 from ctvlm_lib.experiments.cohort import Cohort
-from ctvlm_lib.experiments.vlm_run import as_asked, on_the_way, store, trained
-from ctvlm_lib.records.committed import check_committed
+from ctvlm_lib.experiments.vlm_run import as_asked, forget, on_the_way, store, trained
+from ctvlm_lib.records.committed import recorded
 from ctvlm_lib.training_processes import alone
 from ctvlm_lib.vlm.finetune import Finetuning
 
@@ -93,7 +93,8 @@ def run(
     """
     alone(name)
     config, label = recipe_of(name, seed, changes), label or of_seed(name, seed)
-    record = _protocol(splits) | {"encoder_sha256": checkpoints.record(config.encoder)["weights"]["sha256"]}
+    record = recorded(splits, "chat_protocol", FILES, load()["version"])
+    record |= {"encoder_sha256": checkpoints.record(config.encoder)["weights"]["sha256"]}
     fixed = load()["asking"]
     cohort = with_tasks(cohort or Cohort.of(profile, ("train", *splits)), fixed["kinds"], fixed["patients"])
     target = Path(checkpoint_folder) / label
@@ -109,6 +110,7 @@ def run(
         record["minutes"][split] = round((time.monotonic() - began) / 60, 2)
         asked.save(Asked.of(cohort.records[split], cohort.scans[split]), Path(results) / QUESTIONS / f"{split}.npz")
     store(said, cohort, record, Path(results) / label)
+    forget(folder)
     return said
 
 
@@ -121,11 +123,3 @@ def recipe_of(name: str, seed: int = 0, changes: Mapping | None = None) -> Finet
     if name not in ARMS:
         raise BadInput(f"no arm is called {name!r}; choose one of {', '.join(ARMS)}")
     return Finetuning.from_dict(asdict(replace(ARMS[name], seed=seed)) | dict(changes or {}))
-
-
-def _protocol(splits: Sequence[str]) -> dict:
-    """What a record says of the protocol, which has to be committed before the test split is asked."""
-    if "test" not in splits:
-        return {}
-    under = check_committed(FILES)
-    return {"chat_protocol": {"version": load()["version"], "sha256": under.sha256}}

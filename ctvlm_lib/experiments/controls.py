@@ -123,12 +123,12 @@ def ask(
     said = []
     for start in range(0, len(groups), batch):
         some = groups[start : start + batch]
-        ids = [record.id for group in some for record in group]
-        found = kept and kept.read(ids)
+        asked = [record for group in some for record in group]
+        found = kept and kept.read(asked)
         if not found:
             found = _answered(reader, some, scans, place, condition, control)
             if kept:
-                kept.write(ids, found)
+                kept.write(asked, found)
         said += found
         if progress:
             progress(min(start + batch, len(groups)), len(groups))

@@ -36,7 +36,7 @@ from ctvlm_lib.errors import BadInput, atomic_path
 from ctvlm_lib.evaluate.retrieval import ranks
 from ctvlm_lib.experiments.local_global_protocol import FILES, load
 from ctvlm_lib.experiments.stored_arms import Splits
-from ctvlm_lib.records.committed import check_committed
+from ctvlm_lib.records.committed import recorded
 from ctvlm_lib.records.phantom import REGIONS, Patient
 from ctvlm_lib.records.report import LABELS
 from ctvlm_lib.training import Training
@@ -271,10 +271,7 @@ def run(
     """
     alone(name)
     recipe, world = recipe_of(name, seed, changes), world or World()
-    record = {}
-    if set(splits) - {"validation"}:
-        under = check_committed(FILES)
-        record["local_global_protocol"] = {"version": load()["version"], "sha256": under.sha256}
+    record = recorded(splits, "local_global_protocol", FILES, load()["version"])
     known, begun = world.split("train"), time.monotonic()
     model, curve, measured = fit(
         recipe, known.cohort, known.texts, known.pictures, folder=folder, on_step=on_step, progress=progress

@@ -27,7 +27,7 @@ from ctvlm_lib.experiments.pointing import ANSWERS
 from ctvlm_lib.experiments.probes import ON_EVERYBODY
 from ctvlm_lib.experiments.read_out_model import Coded, Questions, ReadOut
 from ctvlm_lib.experiments.read_out_reader import Reader, Seen
-from ctvlm_lib.records.committed import check_committed
+from ctvlm_lib.records.committed import recorded
 from ctvlm_lib.training import Curve, Training, train
 from ctvlm_lib.training_processes import alone
 from ctvlm_lib.vlm import finetune
@@ -120,7 +120,7 @@ def run(
     """
     alone(name)
     recipe = recipe_of(name, seed, patients, changes or {})
-    record, said = _protocol(splits), {}
+    record, said = recorded(splits), {}
     cohort, began = cohort or Cohort.of(profile, ("train", *splits)), time.monotonic()
     model = finetune.build(vlm_config(recipe))[0]  # only its encoder is used
     taught, features = lessons_of(cohort, recipe, model, store)
@@ -245,14 +245,6 @@ def ask_all(
             if progress:
                 progress(f"{split}, {reader.condition}, {control}: {len(asked):,} answers")
     return pd.concat(tables, ignore_index=True)
-
-
-def _protocol(splits: Sequence[str]) -> dict:
-    """What a record says of the protocol, which has to be committed before the test split is asked."""
-    if "test" not in splits:
-        return {}
-    under = check_committed()
-    return {"protocol": {"version": under.version, "sha256": under.sha256}}
 
 
 def _save(said: Mapping[str, pd.DataFrame], cohort: Cohort, record: dict, home: Path) -> None:

@@ -25,7 +25,7 @@ from ctvlm_lib.experiments.stored_arms import Splits
 from ctvlm_lib.experiments.uvlm_arms import CLS, PREFIX, REP, SEG, TRUTH, Arm, arm_of, injection_of, settings_of
 from ctvlm_lib.experiments.uvlm_protocol import FILES, load
 from ctvlm_lib.experiments.uvlm_said import ORGANS, write_said
-from ctvlm_lib.records.committed import check_committed
+from ctvlm_lib.records.committed import recorded
 from ctvlm_lib.records.phantom import Patient
 from ctvlm_lib.records.report import LABELS, abnormality_labels
 from ctvlm_lib.segment import unet_training
@@ -123,10 +123,8 @@ def run(
         BadInput: no such arm or setting, or a protocol that isn't committed.
     """
     alone(name)
-    arm, world, record = arm_of(name), world or World(), {}
-    if set(splits) - {"validation"}:
-        under = check_committed(FILES)
-        record["uvlm_protocol"] = {"version": load()["version"], "sha256": under.sha256}
+    arm, world = arm_of(name), world or World()
+    record = recorded(splits, "uvlm_protocol", FILES, load()["version"])
     label, places = label or of_seed(name, seed), {"checkpoint_folder": checkpoint_folder, "results": results}
     if arm.start and of_seed(arm.start, seed) not in checkpoints.names(checkpoint_folder):
         run(arm.start, seed, world, splits=splits, folder=folder, progress=progress, **places)

@@ -4,6 +4,7 @@ Which arms there are says :mod:`ctvlm_lib.experiments.vlm_arms`, what they learn
 :mod:`ctvlm_lib.experiments.vlm_lessons`.
 """
 
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -25,7 +26,7 @@ from ctvlm_lib.experiments.vlm_lessons import AS_IS, features_of, held_out_of, l
 from ctvlm_lib.experiments.vlm_reader import ROOM, VlmReader
 from ctvlm_lib.notebook_progress import duration
 from ctvlm_lib.records import protocol
-from ctvlm_lib.records.committed import check_committed
+from ctvlm_lib.records.committed import recorded
 from ctvlm_lib.records.record import Record
 from ctvlm_lib.training_processes import alone
 from ctvlm_lib.vlm import finetune, finetune_saving
@@ -78,7 +79,7 @@ def run(
     """
     alone(name)
     config, label = recipe_of(name, seed, changes or {}), label or of_seed(name, seed)
-    record = _protocol(splits)
+    record = recorded(splits)
     cohort = cohort or Cohort.of(profile, ("train", *splits))
     target = Path(checkpoint_folder) / label
     if config.learns_from_teacher and not finetune_saving.find_teacher(config, target.parent, checkpoints.FOLDER):
@@ -93,6 +94,7 @@ def run(
                               on_the_way(folder, record, split))  # fmt: skip
         record["minutes"][split] = round((time.monotonic() - began) / 60, 2)
     store(said, cohort, record | {"controls_of": list(ANSWERS)}, Path(results) / label)
+    forget(folder)
     return said
 
 
@@ -225,6 +227,12 @@ def on_the_way(folder: str | Path | None, record: Mapping, split: str) -> Path |
     return Path(folder) / "asked" / record["weights"]["sha256"][:16] / split if folder else None
 
 
+def forget(folder: str | Path | None) -> None:
+    """Remove answers on the way, as all are stored: whoever runs the arm once more wants it asked once more."""
+    if folder:
+        shutil.rmtree(Path(folder) / "asked", ignore_errors=True)
+
+
 def _options(tell: Callable[[str], None] | None, what: str, kept: Path | None) -> dict:
     """Of :func:`ask`: lines now and then, and a folder for what is asked here."""
     return {"progress": _paced(tell, what), "kept": kept and KeptAnswers(kept / what.replace(" ", "-"))}
@@ -242,14 +250,6 @@ def _paced(tell: Callable[[str], None] | None, what: str) -> Callable[[int, int]
             tell(f"{what}: {done:,} of {count:,} pictures (about {duration(left)} left)")
 
     return tell and progress
-
-
-def _protocol(splits: Sequence[str]) -> dict:
-    """What a record says of the protocol, which has to be committed before the test split is asked."""
-    if "test" not in splits:
-        return {}
-    under = check_committed()
-    return {"protocol": {"version": under.version, "sha256": under.sha256}}
 
 
 def store(said: Mapping[str, pd.DataFrame], cohort: Cohort, record: Mapping, home: Path) -> None:

@@ -6,6 +6,7 @@ protocol and the list of contrasts have to stand in the last commit as they stan
 
 import hashlib
 import subprocess
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -64,6 +65,28 @@ def check_committed(files: tuple[Path, ...] = FILES) -> Committed:
                 " before the test split is scored"
             )
     return replace(standing, commit=_git(home, "rev-parse", "HEAD") or "")
+
+
+def recorded(
+    splits: Iterable[str], key: str = "protocol", files: tuple[Path, ...] = FILES, version: int | None = None
+) -> dict:
+    """What a record says of the protocol, which has to be committed before any but validation patients are asked.
+
+    Args:
+        splits: that are asked.
+        key: under which it stands in the record.
+        files: of the protocol. version: of a protocol that is not the first file; None takes that one's.
+
+    Returns:
+        key → version and hash; {} where validation patients alone are asked, or nobody.
+
+    Raises:
+        BadInput: as :func:`check_committed`.
+    """
+    if not set(splits) - {"validation"}:
+        return {}
+    under = check_committed(files)
+    return {key: {"version": under.version if version is None else version, "sha256": under.sha256}}
 
 
 def _git(folder: Path, *words: str) -> str | None:
