@@ -11,6 +11,7 @@ from ctvlm_lib.errors import BadInput
 from ctvlm_lib.evaluate import text_scores
 from ctvlm_lib.experiments import answers
 from ctvlm_lib.experiments.asked import Asked
+from ctvlm_lib.experiments.reliance import truth_at
 from ctvlm_lib.experiments.vlm_contrasts import judged, measure
 from ctvlm_lib.experiments.vlm_tables import by_kind, load, of_table, paper_table
 from ctvlm_lib.ledger import contrasts
@@ -95,6 +96,23 @@ def test_corpus_scores_are_compared_as_corpus_scores():
     rows = [a.rows("open", TABLES["contour-T1"]["open"], "named") for a in arms]
     bleu = [text_scores(r["answer"].tolist(), r["truth"].tolist(), metrics=["BLEU-4"])["BLEU-4"] for r in rows]
     assert found.value == pytest.approx((bleu[1] - bleu[0]) / 100)
+
+
+def test_an_answer_with_its_letter_follows_a_moved_prompt():
+    contrast = next(c for c in contrasts.load() if c.name == "contour-followed-when-moved")
+    of, own, there = asked(), [], []
+    for record in small_cohort().records[SPLIT]:
+        if record.form == "closed" and record.kind in ("presence", "abnormality", "organ"):
+            other = "heart" if record.region != "heart" else "liver"
+            truth = truth_at(record, other, of.found[of.names.index(record.patient)])
+            if truth not in (None, record.answer):
+                own.append(record)
+                letter = f"{'ABCD'[record.choices.index(truth)]}. " if record.choices else ""
+                there.append((other, letter + truth))
+    marked, said = zip(*there, strict=True)
+    table = answers.answer_table(own, list(said), condition="contour", control="moved", marked=list(marked))
+    [found] = measure(contrast, [of_table("vlm-B-contour-small", table)], of).values()
+    assert found.value == 1 and {r.kind for r in own} == {"presence", "abnormality", "organ"}
 
 
 def test_blind_models_are_the_readers_of_text_only():

@@ -21,6 +21,7 @@ import pandas as pd
 
 from ctvlm_lib.alignment.scans import Scans, kinds_of
 from ctvlm_lib.errors import BadInput
+from ctvlm_lib.evaluate.choice import score_closed
 from ctvlm_lib.experiments.answers import AS_ASKED
 from ctvlm_lib.experiments.controls import MOVED
 from ctvlm_lib.records.phantom import REGIONS
@@ -57,7 +58,8 @@ def moved_rows(table: pd.DataFrame, records: Sequence[Record], scans: Scans) -> 
     """The rows that tell followers from stayers.
 
     Args:
-        table: a scored table of answers; with a column ``parsed`` the parsed answer counts, else ``answer``.
+        table: of answers; the closed ones are read by :func:`ctvlm_lib.evaluate.choice.score_closed`, "C. mass" as
+            mass.
         records: those that were asked, in any order.
         scans: the cohort.
 
@@ -67,11 +69,12 @@ def moved_rows(table: pd.DataFrame, records: Sequence[Record], scans: Scans) -> 
         reader answered "as asked", and ``turned``, half of what the move changed, both NaN where that wasn't asked.
 
     Raises:
-        BadInput: no row has the control "moved".
+        BadInput: no row has the control "moved", or as ``score_closed``.
     """
-    moved = table[table["control"] == MOVED]
-    if moved.empty:
+    if not (table["control"] == MOVED).any():
         raise BadInput("prompt reliance needs the answers under the control 'moved'; ask under it first")
+    table = score_closed(table)
+    moved = table[table["control"] == MOVED]
     by_id, place = {r.id: r for r in records}, {name: k for k, name in enumerate(scans.names)}
     there = [
         truth_at(by_id[row.id], row.marked, scans.found[place[row.patient]]) if row.marked else None
@@ -79,10 +82,9 @@ def moved_rows(table: pd.DataFrame, records: Sequence[Record], scans: Scans) -> 
     ]
     moved = moved.assign(truth_there=there)
     moved = moved[moved["truth_there"].notna() & (moved["truth_there"] != moved["truth"])]
-    said = moved["parsed" if "parsed" in moved else "answer"]
-    followed, stayed = (said == moved["truth_there"]).astype(float), (said == moved["truth"]).astype(float)
+    followed, stayed = ((moved["parsed"] == moved[truth]).astype(float) for truth in ("truth_there", "truth"))
     found = moved.assign(followed=followed, stayed=stayed, reliance=followed - stayed)
-    unmoved = table[table["control"] == AS_ASKED].set_index(_ONE)[said.name]
+    unmoved = table[table["control"] == AS_ASKED].set_index(_ONE)["parsed"]
     then = unmoved.reindex(pd.MultiIndex.from_frame(found[_ONE])).to_numpy()
     before = (then == found["truth_there"]).astype(float) - (then == found["truth"]).astype(float)
     known = pd.MultiIndex.from_frame(found[_ONE]).isin(unmoved.index)
