@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 from ctvlm_lib import checkpoints, sources, volume
 from ctvlm_lib.encoder.unet import unet, unet_encoder
 from ctvlm_lib.errors import BadInput
-from ctvlm_lib.experiments import prepared_arms, uvlm_arms, uvlm_real, uvlm_said
+from ctvlm_lib.experiments import prepared_arms, uvlm_arms, uvlm_real, uvlm_real_networks, uvlm_said
 from ctvlm_lib.experiments.uvlm_real_cost import cost
 from ctvlm_lib.experiments.uvlm_real_data import LABELS
 from ctvlm_lib.experiments.uvlm_real_listed import SPLITS, held_out, listed, usable
@@ -310,7 +310,7 @@ def test_adapters_and_projections_learn_and_are_stored_without_the_decoder(adapt
     assert all(any(name.startswith(kind) for name in tensors) for kind in kinds)
     assert record["arm"]["lora"] == "Qwen3-4B" and record["seed"] == 0
     [task] = [one for one in chain(ADAPTED, ADAPTED, given, 0, None) if one.arm.lora]
-    begun = uvlm_real.build(task, given, 0, adapted[0])
+    begun = uvlm_real_networks.build(task, given, 0, adapted[0])
     for name, one in begun.state_dict().items():
         if name in tensors and one.ndim > 1:  # to 16 bits, in which they are stored
             assert torch.equal(one.half().float(), tensors[name]) == name.startswith("encoder."), name
@@ -597,6 +597,7 @@ def test_every_number_of_the_user_s_data_stands_beside_an_arm_that_there_is():
         ({"held_out": 1}, "held_out is a share"),
         ({"size_dhw_vox": [4, 4, 4]}, "is larger than volumes of"),
         ({"encoder": {"depth": 2}}, "the encoder has no option 'depth'"),
+        ({"decoder": 12}, "decoder is 12; give a table of options"),
         ({"steps": "many"}, "wrong kind"),
     ],
 )
@@ -619,7 +620,35 @@ def test_what_cannot_be_run_is_told_before_anything_is_trained(file, given, tmp_
         split_of(replace(given, ct_rate=str(tmp_path)), uvlm_arms.REP)
     with pytest.raises(BadInput, match="none of 11 training scans is; enlarge held_out"):
         split_of(given, uvlm_arms.CLS, held_out=1e-6)
-    with pytest.raises(BadInput, match="no tokenizer can be had from .*fetch its files"):
-        uvlm_real.tokenizer_of(str(tmp_path))
     with pytest.raises(BadInput, match="a batch of 2 is larger than the 1 training volumes"):
         OnReal().training(1)
+
+
+@pytest.mark.parametrize(
+    ("arm", "weights", "options", "said"),
+    [
+        (CHAIN[-1], {"tokenizer": "nowhere"}, {}, "no tokenizer can be had from 'nowhere'.*fetch its files"),
+        (CHAIN[-1], {}, {"attention": "full"}, "attention is 'full'; choose one of 'hybrid'"),
+        (CHAIN[-1], {}, {"num_hidden_layers": 2}, "3 stages are injected and the decoder has 2 layers"),
+        (CHAIN[-1], {}, {"hidden_sise": 16}, "the decoder has no option 'hidden_sise'; it has hidden_size"),
+        (CHAIN[-1], {}, {"num_attention_heads": 3}, "3 heads, 2 of keys and values, can't share a width of 16"),
+        (CHAIN[-1], {}, {"num_attention_heads": 16}, "each gets an even number of channels"),
+        (CHAIN[-1], {}, {"num_hidden_layers": 0}, "a decoder of 0 layers"),
+        (CHAIN[-1], {}, {"hidden_size": "wide"}, "an option of the decoder has a value of the wrong kind"),
+        (CHAIN[-1], {}, {"hidden_act": "gelo"}, "no activation 'gelo'"),
+        (CHAIN[-1], {}, {"max_position_embeddings": 20}, "the decoder has positions for 20"),
+        (CHAIN[-1], {}, {"vocab_size": 9}, "the decoder has no option 'vocab_size'"),
+        (ADAPTED, {}, {"attention": "full"}, "attention is 'full'; choose one of 'hybrid'"),
+    ],
+)
+def test_settings_of_stage_3_are_told_before_stage_1_is_trained(
+    given, tmp_path, monkeypatch, arm, weights, options, said
+):
+    monkeypatch.setattr(uvlm_real, "_train", lambda *_, **__: pytest.fail("trained before it was told"))
+    monkeypatch.setattr(uvlm_real, "_ready", lambda *_, **__: pytest.fail("volumes made ready before it was told"))
+    attention = {name: options[name] for name in options if name == "attention"}
+    decoder = {**given.uvlm["decoder"], **{name: one for name, one in options.items() if name not in attention}}
+    wrong = replace(given, **weights, uvlm={**given.uvlm, **attention, "decoder": decoder})
+    with pytest.raises(BadInput, match=said):
+        uvlm_real.run(arm, wrong, home=tmp_path / "home", progress=False)
+    assert not (tmp_path / "home").exists()

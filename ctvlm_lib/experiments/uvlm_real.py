@@ -21,48 +21,34 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pandas as pd
-import torch
 from accelerate import PartialState
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ctvlm_lib import checkpoints
 from ctvlm_lib.alignment import classification
 from ctvlm_lib.alignment.arm_tables import of_seed
 from ctvlm_lib.alignment.checkpoints import check_tensors
-from ctvlm_lib.alignment.classification import QueryClassifier
 from ctvlm_lib.alignment.radgenome_volumes import prepare_all
-from ctvlm_lib.encoder.unet import unet, unet_encoder
 from ctvlm_lib.errors import BadInput, atomic_path
 from ctvlm_lib.experiments import uvlm
 from ctvlm_lib.experiments.local_global_real_data import Tell, pace
-from ctvlm_lib.experiments.uvlm_arms import CLS, REP, SEG, injection_of
+from ctvlm_lib.experiments.uvlm_arms import CLS, REP, SEG
 from ctvlm_lib.experiments.uvlm_real_cost import Cost, cost
-from ctvlm_lib.experiments.uvlm_real_data import CHEST, LABELS, Volumes
+from ctvlm_lib.experiments.uvlm_real_data import CHEST, Volumes
 from ctvlm_lib.experiments.uvlm_real_listed import DATA, listed, usable
-from ctvlm_lib.experiments.uvlm_real_options import (
-    ALPHA,
-    PUBLISHED,
-    RANK,
-    UNSAID,
-    OnReal,
-    Task,
-    arm_of,
-    chain,
-    plain,
-)
+from ctvlm_lib.experiments.uvlm_real_networks import build, try_out
+from ctvlm_lib.experiments.uvlm_real_options import PUBLISHED, UNSAID, OnReal, Task, arm_of, chain, plain
 from ctvlm_lib.experiments.uvlm_real_scores import RADBERT, WORDS, ask, labeller_of, table, truth_of
 from ctvlm_lib.experiments.uvlm_said import read_said, write_said
 from ctvlm_lib.experiments.uvlm_tables import TABLE
 from ctvlm_lib.run import run_folder
 from ctvlm_lib.segment import unet_training
-from ctvlm_lib.segment.class_maps import ClassMap
 from ctvlm_lib.sources import Sources, load
 from ctvlm_lib.training import Curve, Training
 from ctvlm_lib.training_checkpoint import frozen_hash
 from ctvlm_lib.training_processes import joined
 from ctvlm_lib.vlm import report_writer
-from ctvlm_lib.vlm.parts import from_hub, shape_from_hub
+from ctvlm_lib.vlm.parts import shape_from_hub
 
 OPTIONS = ("patients", "steps", "batch", "epochs", "workers")  # of the command line
 
@@ -106,7 +92,7 @@ def run(
 
     Raises:
         BadInput: an arm, option, table, volume or weights that can't be used, or an arm that it begins with that was
-            trained otherwise.
+            trained otherwise. What is wrong in stage 3's settings is told before stage 1 is trained.
     """
     state = joined()
     first, home = state.is_main_process, Path(home)
@@ -114,6 +100,10 @@ def run(
     tasks = chain(name, label or of_seed(name, seed), given, seed, changes)
     tasks = [_with_language(task, given, home) for task in tasks]
     lacking = [task for task in tasks if not _is_trained(task, home)]
+    unfinished = [task for task in tasks if task in lacking or not _is_scored(task, home)]
+    for task in unfinished:  # stages 1 and 2 take days, and stage 3 is the last to be built
+        if task.arm.stage == REP:
+            try_out(task, given)
     for task in lacking:
         count = PUBLISHED[task.scope][task.arm.stage]
         tell(f"{task.label}, {task.arm.stage}, with the paper's {count:,} volumes of {DATA[task.scope]}:")
@@ -125,47 +115,9 @@ def run(
         state.wait_for_everyone()  # for the weights that the next one begins with
     if not first:  # two writers would take each other's folders away
         return None
-    for task in tasks:
-        if task in lacking or not _is_scored(task, home):
-            _score(task, known.get(task.label) or _ready(task, given, tell), given, home, tell)
+    for task in unfinished:
+        _score(task, known.get(task.label) or _ready(task, given, tell), given, home, tell)
     return pd.read_csv(home / "results" / tasks[-1].label / TABLE)
-
-
-def build(task: Task, given: Sources, seed: int, home: Path) -> nn.Module:
-    """An arm's network before its first step.
-
-    Raises:
-        BadInput: an arm that it begins with that isn't there, or a tokenizer or decoder that can't be read.
-    """
-    arm, config = task.arm, task.config
-    if arm.stage == SEG:
-        return unet(ClassMap.of(task.scope, arm.granularity).names, seed=seed, **config.switches)
-    encoder = uvlm.begun(unet_encoder(seed=seed, **config.switches), arm, seed, home / "checkpoints")
-    if arm.stage == CLS:
-        return QueryClassifier(encoder, LABELS[task.scope], seed=seed)
-    how = injection_of(arm)
-    if arm.lora:
-        dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-        language, tokenizer = from_hub(given.decoders[arm.lora], dtype)
-        return report_writer.with_language(encoder, language, tokenizer, how, config.attention, RANK, ALPHA, seed)
-    tokenizer = tokenizer_of(given.tokenizer)
-    return report_writer.with_tokenizer(encoder, tokenizer, config.decoder, how, config.attention, seed)
-
-
-def tokenizer_of(where: str) -> PreTrainedTokenizerBase:
-    """A tokenizer from a folder, or from the hub's cache on this machine.
-
-    Raises:
-        BadInput: it isn't there.
-    """
-    try:
-        return AutoTokenizer.from_pretrained(where, local_files_only=True)
-    except Exception as error:  # transformers and tokenizers raise kinds of their own, or a plain Exception
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise BadInput(
-            f"no tokenizer can be had from {where!r} on this machine ({reason}); fetch its files (`hf download {where}"
-            " --include 'tokenizer*' config.json vocab.json merges.txt`), or name a folder: [weights] tokenizer = …"
-        ) from None
 
 
 def _with_language(task: Task, given: Sources, home: Path) -> Task:

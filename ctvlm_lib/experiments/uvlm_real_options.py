@@ -98,6 +98,8 @@ class OnReal:
             raise BadInput(f"a patch of {self.patch_dhw_vox} is larger than volumes of {self.size_dhw_vox}; lower it")
         if unknown := sorted(set(self.encoder) - set(SWITCHES)):
             raise BadInput(f"the encoder has no option {unknown[0]!r}; it has {', '.join(SWITCHES)}")
+        if not isinstance(self.decoder, Mapping):
+            raise BadInput(f"decoder is {self.decoder!r}; give a table of options, such as {{num_hidden_layers = 12}}")
 
     @property
     def switches(self) -> dict:

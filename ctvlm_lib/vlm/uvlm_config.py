@@ -1,9 +1,12 @@
 """What U-VLM's report writer is put together from: a decoder, an encoder's channels, and how one reads the other."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForCausalLM, PretrainedConfig, Starcoder2Config
+from transformers.activations import ACT2FN
 
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.vlm.config import AroundDecoder, decoder_config
@@ -79,7 +82,7 @@ class UvlmConfig(AroundDecoder):
             raise BadInput(f"image_token_id is {self.image_token_id}, a token around the image; give it its own")
 
 
-def paper_decoder(vocab_size: int, **changes) -> Starcoder2Config:
+def paper_decoder(vocab_size: int, /, **changes) -> Starcoder2Config:
     """Shape of U-VLM's decoder: 8 layers, 512 wide, 8 heads, 2048 inside the MLP.
 
     The released code writes its own: LayerNorm before each part, biases everywhere, RoPE with base 10,000, GELU, one
@@ -91,6 +94,9 @@ def paper_decoder(vocab_size: int, **changes) -> Starcoder2Config:
         vocab_size: words and special tokens; the paper names none, its released code takes Qwen3's.
         changes: further arguments of transformers' ``Starcoder2Config``, such as ``num_hidden_layers``.
 
+    Raises:
+        BadInput: an argument that isn't there or is of the wrong kind, or a width that the heads can't share.
+
     Source: uvlm.txt §3.1; released code of U-VLM (5d7fde9), ``SimpleTransformerDecoder``.
     """
     shape = {
@@ -99,7 +105,33 @@ def paper_decoder(vocab_size: int, **changes) -> Starcoder2Config:
         "norm_epsilon": 1e-5, "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
         "bos_token_id": None, "eos_token_id": None, "tie_word_embeddings": True,
     }  # fmt: skip
-    return Starcoder2Config(vocab_size=vocab_size, **shape | changes)
+    known = set(inspect.signature(Starcoder2Config).parameters) - {"vocab_size", "kwargs"}
+    if unknown := sorted(set(changes) - known):  # transformers would keep it and do nothing with it
+        raise BadInput(f"the decoder has no option {unknown[0]!r}; it has {', '.join(shape)}, and Starcoder2Config's")
+    try:
+        config = Starcoder2Config(vocab_size=vocab_size, **shape | changes)
+    except (StrictDataclassError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise BadInput(f"an option of the decoder has a value of the wrong kind: {reason}") from None
+    _check_shape(config)
+    return config
+
+
+def _check_shape(config: Starcoder2Config) -> None:
+    """Raise BadInput for what transformers would only stumble over when the decoder is built or reads."""
+    width, heads, shared = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
+    if min(width, heads, shared, config.num_hidden_layers, config.intermediate_size) < 1:
+        raise BadInput(
+            f"a decoder of {config.num_hidden_layers} layers, {width} wide, {config.intermediate_size} inside, with"
+            f" {heads} heads and {shared} of keys and values can't be; give 1 or more of each"
+        )
+    if width % (2 * heads) or heads % shared:
+        raise BadInput(
+            f"{heads} heads, {shared} of keys and values, can't share a width of {width}: each gets an even number of"
+            " channels, and the heads are a multiple of those of keys and values; choose others, such as 8, 8 and 512"
+        )
+    if config.hidden_act not in ACT2FN:
+        raise BadInput(f"transformers has no activation {config.hidden_act!r}; take 'gelu', the paper's, or 'silu'")
 
 
 def decoder_parts(config: PretrainedConfig) -> dict[str, int]:
