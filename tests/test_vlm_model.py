@@ -4,14 +4,22 @@ import helpers_encoder
 import helpers_vlm
 import pytest
 import torch
+from helpers_finetune import record
 from helpers_vlm import ANSWERS, QUESTIONS, SIZE, decoder_config, encoder_config, tiny, volumes
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
 from ctvlm_lib.encoder.model import DCFormer
 from ctvlm_lib.errors import BadInput
+from ctvlm_lib.experiments import vlm_arms
+from ctvlm_lib.vlm.choices import log_likelihoods
+from ctvlm_lib.vlm.closed_head import ClosedHead
 from ctvlm_lib.vlm.config import CtvlmConfig, count_image_tokens
+from ctvlm_lib.vlm.finetune import build
+from ctvlm_lib.vlm.lora import with_lora
 from ctvlm_lib.vlm.model import CtvlmModel, Features
+from ctvlm_lib.vlm.processor import CtvlmProcessor
+from ctvlm_lib.vlm.projector_merged import Merged
 
 KINDS = ["qwen2", "llama"]
 
@@ -93,6 +101,46 @@ def test_a_saved_model_answers_as_before(tmp_path, kind, tied):
     with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
         stored = set(file.keys())
     assert len(stored & {"decoder.lm_head.weight", "decoder.model.embed_tokens.weight"}) == (1 if tied else 2)
+
+
+def test_the_workbooks_own_model_answers_as_before_with_and_without_a_head(tmp_path):
+    usual = vlm_arms.recipe_of("vlm-B-contour-small")
+    for recipe in (usual, vlm_arms.recipe_of("vlm-B-contour-small-focal-head")):
+        model, processor = build(recipe)
+        draw = torch.Generator().manual_seed(3)
+        if model.closed_head is not None:
+            with torch.no_grad():
+                model.closed_head.weight.normal_(generator=draw)
+        model.save_pretrained(tmp_path)
+        processor.save_pretrained(tmp_path)
+        back, its = CtvlmModel.from_pretrained(tmp_path).freeze().eval(), CtvlmProcessor.from_pretrained(tmp_path)
+        assert isinstance(back.projector, Merged) and back.config.to_dict() == model.config.to_dict()
+        asked = [[record(0, "liver", "Which organ is it?", ("liver", "spleen")), record(0, "Yes")]]
+        picture = torch.rand(1, 3, *recipe.size_dhw_vox, generator=draw) * 2 - 1
+        batch = processor.of_records([asked[0][0]], None, answers=False)
+        with torch.no_grad():
+            one, other = (m.image_features(picture) for m in (model, back))
+            tokens = model.generate(batch["input_ids"], features=one, max_new_tokens=6)
+            assert torch.equal(tokens, back.generate(batch["input_ids"], features=other, max_new_tokens=6))
+            said, again = log_likelihoods(model, processor, asked, one), log_likelihoods(back, its, asked, other)
+        assert all(torch.equal(a, b) for a, b in zip(said[0], again[0], strict=True))
+    assert back.closed_head.answers == vlm_arms.CLOSED_ANSWERS
+    model.save_pretrained(tmp_path / "half", dtype=torch.float16)
+    half = CtvlmModel.from_pretrained(tmp_path / "half").closed_head
+    assert half(torch.ones(1, model.config.hidden_size)).dtype == torch.float32
+
+
+def test_a_head_that_was_put_in_later_is_saved_and_weights_without_a_part_are_refused(tmp_path):
+    model, _ = tiny()
+    model.closed_head = ClosedHead(model.config.hidden_size, ("Yes", "No"))
+    model.save_pretrained(tmp_path)
+    assert CtvlmModel.from_pretrained(tmp_path).closed_head.answers == ("Yes", "No")
+    tiny()[0].config.save_pretrained(tmp_path)  # of a model without a head
+    with pytest.raises(BadInput, match="2 weights that its config.json has no part for, such as closed_head.bias"):
+        CtvlmModel.from_pretrained(tmp_path)
+    model.decoder = with_lora(model.decoder, rank=2)
+    with pytest.raises(BadInput, match="finetune_saving.save, or merge them"):
+        model.save_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.vlm.splice import IGNORED
@@ -44,7 +45,7 @@ class ClosedHead(nn.Linear):
 
     def forward(self, states: Tensor) -> Tensor:
         """Logits in float32, whatever the decoder computes in."""
-        return super().forward(states.float())
+        return functional.linear(states.float(), self.weight.float(), self.bias.float())
 
     def chances(self, state: Tensor, offered: Sequence[str]) -> Tensor:
         """Log-probability of each offered answer among them, ``(offered,)``, of one question's state ``(width,)``.

@@ -48,13 +48,15 @@ class CtvlmConfig(AroundDecoder):
         encoder: an encoder's configuration; or a dict with ``kind``, "dcformer" or "vit3d", and its variant and
             switches, such as ``{"kind": "dcformer", "variant": "nano", "in_channels": 3}``.
         decoder: configuration of any causal language model of transformers, or its dict with ``model_type``.
-        projector: name in ``ctvlm_lib.vlm.projector.PROJECTORS``.
+        projector: name in ``ctvlm_lib.vlm.projector.PROJECTORS``, or "merged".
         projector_options: further arguments of that projector, such as ``residual``.
         size_dhw_vox: the one size (D, H, W) of volumes; it fixes how many tokens the projector is built for.
         image_tokens: how many the projector gives, and so how many placeholders a sequence holds.
         image_token_id: id of the placeholder in the tokenizer.
         slice_attention: options of :func:`ctvlm_lib.vlm.slice_attention.attach`, such as ``{"kind": "SSA"}``, and
             ``by``, of :func:`ctvlm_lib.vlm.slice_attention.slices_of`; None for none.
+        head_answers: those among which a head chooses for closed questions, see :mod:`ctvlm_lib.vlm.closed_head`; ()
+            for no head.
         splice: ``"placeholders"`` puts image vectors where the placeholders are; ``"as released"`` one later than that
             where the tokenizer adds no BOS, which costs the question its first token.
         eos_token_id, pad_token_id: of generation; by default the decoder's.
@@ -79,6 +81,7 @@ class CtvlmConfig(AroundDecoder):
         image_token_id: int = 0,
         splice: str = "placeholders",
         slice_attention: Mapping | None = None,
+        head_answers: Sequence[str] = (),
         eos_token_id: int | Sequence[int] | None = None,
         pad_token_id: int | None = None,
         **others,
@@ -90,6 +93,7 @@ class CtvlmConfig(AroundDecoder):
         self.image_tokens, self.image_token_id = int(image_tokens), int(image_token_id)
         self.splice = splice
         self.slice_attention = None if slice_attention is None else dict(slice_attention)
+        self.head_answers = tuple(head_answers)
         self.check()
         super().__init__(**self.of_generation(eos_token_id, pad_token_id) | others)
 
@@ -198,12 +202,10 @@ def make_projector(config: CtvlmConfig) -> torch.nn.Module:
     Raises:
         BadInput: no such projector, or a width that it can't give.
     """
-    from ctvlm_lib.vlm.projector import PROJECTORS
+    from ctvlm_lib.vlm.projector import factory_of
 
-    if config.projector not in PROJECTORS:
-        raise BadInput(f"projector is {config.projector!r}; choose one of {', '.join(map(repr, PROJECTORS))}")
+    factory = factory_of(config.projector)
     low, high = config.streams()
-    factory = PROJECTORS[config.projector]
     return factory(low=low, high=high, hidden_size=config.hidden_size, **config.projector_options)
 
 

@@ -21,7 +21,6 @@ from ctvlm_lib.encoder import frozen
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.training import Curve, Step, train
 from ctvlm_lib.vlm import distillation
-from ctvlm_lib.vlm.closed_head import ClosedHead
 from ctvlm_lib.vlm.colour import way_of
 from ctvlm_lib.vlm.config import CtvlmConfig
 from ctvlm_lib.vlm.feature_cache import FeatureCache
@@ -33,8 +32,7 @@ from ctvlm_lib.vlm.memory import recompute
 from ctvlm_lib.vlm.model import CtvlmModel
 from ctvlm_lib.vlm.parts import decoder_of, encoder_of
 from ctvlm_lib.vlm.processor import PLACEHOLDER, CtvlmProcessor, with_placeholder
-from ctvlm_lib.vlm.projector import PROJECTORS
-from ctvlm_lib.vlm.projector_merged import merged
+from ctvlm_lib.vlm.projector import factory_of
 
 
 def build(config: Finetuning, folder: str | Path = checkpoints.FOLDER) -> tuple[CtvlmModel, CtvlmProcessor]:
@@ -56,16 +54,14 @@ def build(config: Finetuning, folder: str | Path = checkpoints.FOLDER) -> tuple[
     parts = CtvlmConfig(
         encoder.config, decoder.config, config.projector, options, size_dhw_vox=config.size_dhw_vox,
         image_token_id=tokenizer.convert_tokens_to_ids(PLACEHOLDER),
-        slice_attention=slices if config.slice_attention else None,
+        slice_attention=slices if config.slice_attention else None, head_answers=config.head_answers,
     )  # fmt: skip
     low, high = parts.streams()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        projector = _factory(config.projector)(low, high, hidden_size=parts.hidden_size, **options)
+        projector = factory_of(config.projector)(low, high, hidden_size=parts.hidden_size, **options)
     parts.image_tokens = projector.tokens
     model = CtvlmModel(parts, encoder, projector, decoder)
-    if config.head_answers:
-        model.closed_head = ClosedHead(parts.hidden_size, config.head_answers)
     model.freeze(encoder=True, projector=False, decoder=not config.from_scratch).eval()
     colour = way_of(config.colour, encoder.config.in_channels)
     return model, CtvlmProcessor.for_config(model.config, tokenizer, scale=config.scale, colour=colour)
@@ -178,11 +174,3 @@ def checkpointed(model: CtvlmModel, wanted: bool) -> Iterator[None]:
     finally:
         if wanted:
             recompute(decoder, wanted=False)
-
-
-def _factory(name: str) -> Callable:
-    """What builds a projector: the papers', or the one that merges."""
-    known = PROJECTORS | {"merged": merged}
-    if name not in known:
-        raise BadInput(f"projector is {name!r}; choose one of {', '.join(map(repr, known))}")
-    return known[name]

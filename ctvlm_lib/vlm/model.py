@@ -1,6 +1,7 @@
 """The vision–language model: a 3-D encoder's two streams, projected and read by a decoder among its words."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -68,7 +69,8 @@ class CtvlmModel(Answering, SavedModel):
             grids, by = self.encoder.grids(config.size_dhw_vox)[-2:], options.pop("by", "vector")
             self.slices = slices_of(self.projector, *grids, config.size_dhw_vox[0], by)
             self.slice_attention = attach(self.decoder, **options)
-        self.closed_head: ClosedHead | None = None  # finetuning puts one there, see ctvlm_lib.vlm.finetune.build
+        answers = config.head_answers
+        self.closed_head: ClosedHead | None = ClosedHead(config.hidden_size, answers) if answers else None
         self._encoder_id = WeightsId()
         self.post_init()
 
@@ -98,7 +100,8 @@ class CtvlmModel(Answering, SavedModel):
             size_dhw_vox: sides of the volumes.
             image_token_id: of the placeholder; it may lie beyond the embedding matrix, as it is never looked up with
                 ``splice="placeholders"``.
-            projector: name in ``ctvlm_lib.vlm.projector.PROJECTORS``; a trained one goes to the class itself.
+            projector: name in ``ctvlm_lib.vlm.projector.PROJECTORS``, or "merged"; a trained one goes to the class
+                itself.
             seed: of the projector's weights.
             options: further arguments of :class:`CtvlmConfig`.
 
@@ -246,6 +249,11 @@ class CtvlmModel(Answering, SavedModel):
                 f"the sequence takes {length} tokens, the {self.config.image_tokens} of the image included, and the"
                 f" decoder has positions for {limit}; shorten the question, or ask for fewer new tokens"
             )
+
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None, **options) -> None:
+        """Write the model, see :class:`SavedModel`; the configuration tells of the head that is there now."""
+        self.config.head_answers = () if self.closed_head is None else self.closed_head.answers
+        super().save_pretrained(folder, dtype, **options)
 
     def _init_weights(self, module: nn.Module) -> None:
         """Nothing: encoder and decoder start by their own rules, and the projector has its weights when it is built."""

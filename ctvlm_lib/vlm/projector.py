@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from ctvlm_lib.errors import BadInput
+from ctvlm_lib.vlm.projector_merged import merged
 from ctvlm_lib.vlm.projector_mixer import Mixer, token_schedule
 from ctvlm_lib.vlm.projector_streams import (
     RELEASED_HIGH,
@@ -129,6 +130,19 @@ PROJECTORS: dict[str, Callable[..., Projector]] = {
     "mixer": mixer, "mixer_1x": mixer_1x, "low_high_mlp": low_high_mlp, "mlp": mlp, "linear": linear,
 }  # fmt: skip
 IN_THE_PAPER = {"mixer": "2xMLP-Mixer-H", "mixer_1x": "1xMLP-Mixer-H", "low_high_mlp": "2xMLP-H", "mlp": "2xMLP"}
+MERGED = "merged"  # no paper's; it is for a CPU, see ctvlm_lib.vlm.projector_merged
+
+
+def factory_of(name: str) -> Callable[..., Projector]:
+    """What builds a projector: one of PROJECTORS, or the one that merges.
+
+    Raises:
+        BadInput: no such projector.
+    """
+    known = PROJECTORS | {MERGED: merged}
+    if name not in known:
+        raise BadInput(f"projector is {name!r}; choose one of {', '.join(map(repr, known))}")
+    return known[name]
 
 
 def check_width(projector: nn.Module, decoder_hidden: int) -> None:

@@ -46,7 +46,8 @@ def into_folder(folder: str | Path, replaces: str = "") -> Iterator[Path]:
 
 
 class SavedModel(PreTrainedModel):
-    """A model around a decoder; it is written whole or not at all, and read only if nothing is missing or not finite.
+    """A model around a decoder; it is written whole or not at all, and read only if nothing is missing, too much, or
+    not finite.
 
     Words are read and written with the decoder's matrices, which may be tied.
     """
@@ -72,8 +73,14 @@ class SavedModel(PreTrainedModel):
             options: of transformers' ``save_pretrained``.
 
         Raises:
-            BadInput: a weight that ``dtype`` can't hold, or a folder that can't be written.
+            BadInput: a weight that ``dtype`` can't hold, a folder that can't be written, or adapters, which couldn't be
+                read back.
         """
+        if any(".lora_A." in name for name, _ in self.named_parameters()):
+            raise BadInput(
+                "the decoder has LoRA adapters, of which config.json can't tell; store what was trained with"
+                " ctvlm_lib.vlm.finetune_saving.save, or merge them first with ctvlm_lib.vlm.lora.merge"
+            )
         if dtype is not None:
             options["state_dict"] = _rounded(self.state_dict(), dtype)
         with into_folder(folder, replaces="model*.safetensors*") as partial:  # one file may become shards
@@ -84,7 +91,8 @@ class SavedModel(PreTrainedModel):
         """Load what :meth:`save_pretrained` wrote; takes transformers' options, such as ``dtype``.
 
         Raises:
-            BadInput: no model there, weights that are missing, of another shape or not finite.
+            BadInput: no model there; weights that are missing, of another shape, not finite, or of a part that its
+                configuration doesn't name.
         """
         wanted_info = options.pop("output_loading_info", False)
         if folder is not None and not (Path(folder) / "config.json").is_file():
@@ -100,6 +108,11 @@ class SavedModel(PreTrainedModel):
             raise BadInput(
                 f"{folder} lacks {len(absent)} weights of its model or has them in another shape, such as {absent[0]};"
                 " save it again from the whole model"
+            )
+        if others := sorted(map(str, info["unexpected_keys"])):
+            raise BadInput(
+                f"{folder} holds {len(others)} weights that its config.json has no part for, such as {others[0]}; save"
+                " it again from the whole model, so that both files tell of the same parts"
             )
         refuse_non_finite(model.state_dict(), str(folder or "the given state dict"))
         return (model, info) if wanted_info else model
