@@ -146,6 +146,11 @@ def test_a_saved_network_comes_back(tmp_path):
         assert torch.equal(model.eval()(volume)[0], again.eval()(volume)[0])
 
 
+def test_the_size_that_is_advised_is_read():
+    maps = small().encoder.features(torch.randn(2, 1, 2, 4, 8, generator=torch.Generator().manual_seed(0)))
+    assert maps[-1].shape[2:] == (1, 1, 2) and all(torch.isfinite(one).all() for one in maps)
+
+
 @pytest.mark.parametrize(
     ("make", "told"),
     [
@@ -153,7 +158,12 @@ def test_a_saved_network_comes_back(tmp_path):
         (lambda: UNetConfig(**SMALL | {"blocks": (1, 2)}), "each with channels, blocks and a stride"),
         (lambda: UNetConfig(**SMALL | {"channels": (4, 0, 8)}), "must be 1 or more"),
         (lambda: unet_encoder("large"), "variant is 'large'"),
+        (lambda: unet_encoder("phantom", chanels=(4, 8)), "no option 'chanels'; it has channels, blocks"),
+        (lambda: unet(CLASSES, dropout=0.1), "no option 'dropout'"),
         (lambda: small().encoder.features(torch.zeros(1, 1, 4, 8, 9)), "9"),
+        (lambda: small().encoder.features(np.zeros((1, 1, 4, 8, 8), np.float32)), r"ndarray.*torch\.from_numpy"),
+        (lambda: small()(torch.zeros(2, 1, 2, 4, 4)), "2×4×4 voxels.*a single place.* such as 2×4×8, or fewer stages"),
+        (lambda: unet_encoder("phantom").features(torch.zeros(1, 1, 8, 8, 8)), "the last of 5 stages has a single"),
     ],
 )
 def test_bad_input_gets_a_sentence(make, told):

@@ -137,6 +137,18 @@ def test_stage_1_refuses_what_does_not_fit(world, changes, told):
 def test_labels_outside_of_the_class_map_are_refused():
     with pytest.raises(BadInput, match="a target holds label 2 and there are 2 classes"):
         Segmented(("a",), np.zeros((1, 2, 2, 2), np.int16), np.full((1, 2, 2, 2), 2, np.uint8), ("background", "liver"))
+    with pytest.raises(BadInput, match="a target holds label -1 and there are 2 classes"):
+        Segmented(("a",), np.zeros((1, 2, 2, 2), np.int16), np.full((1, 2, 2, 2), -1, np.int8), ("background", "liver"))
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_hu_that_are_no_numbers_are_not_segmented(wrong):
+    hu = np.full((1, 8, 8, 16), -1000, np.float32)
+    model = unet(("background", "liver"), "phantom", seed=0)
+    assert unet_training.segment(model, hu).shape == hu.shape
+    hu[0, 1, 2, 3] = wrong
+    with pytest.raises(BadInput, match="HU that are NaN or infinite"):
+        unet_training.segment(model, hu)
 
 
 # stage 2
@@ -156,6 +168,20 @@ def test_the_classifier_is_equation_2_by_hand():
         heads.append(share @ value[:, part])
     taken = model.norm(model.attention.out_proj(torch.cat(heads, dim=1)))
     assert torch.allclose(model.head(features)[0], model.linear(taken.flatten()), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("switches", "told"),
+    [
+        ({"queries": -1}, "queries is -1; give how many, or 0"),
+        ({"heads": 5}, "64 channels can't be shared by 5 heads"),
+        ({"heads": 0}, "64 channels can't be shared by 0 heads"),
+        ({"labels": ()}, "there are no labels"),
+    ],
+)
+def test_a_classifier_that_cannot_be_is_refused(switches, told):
+    with pytest.raises(BadInput, match=told):
+        QueryClassifier(unet_encoder("phantom", seed=0), **{"labels": ("a", "b")} | switches)
 
 
 @pytest.mark.parametrize(("rate", "moves"), [(0.0, False), (0.1, True)])

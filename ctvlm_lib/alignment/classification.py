@@ -35,7 +35,7 @@ class QueryClassifier(nn.Module):
         seed: of the head's random weights.
 
     Raises:
-        BadInput: no label, or channels that the heads don't divide.
+        BadInput: no label, a negative number of queries, or channels that the heads don't divide.
 
     Source: uvlm.txt eq. (2).
     """
@@ -45,7 +45,9 @@ class QueryClassifier(nn.Module):
         width, count = encoder.config.channels[-1], queries or len(labels)
         if not labels:
             raise BadInput("there are no labels to classify by; give the name of at least one")
-        if width % heads:
+        if count < 1:
+            raise BadInput(f"queries is {queries}; give how many, or 0 for one for each label")
+        if heads < 1 or width % heads:
             raise BadInput(f"{width} channels can't be shared by {heads} heads; choose a number that divides them")
         self.encoder, self.labels = encoder, tuple(labels)
         with torch.random.fork_rng(devices=[]):

@@ -16,6 +16,11 @@ NOT_A_MODEL = (  # what transformers raises on a damaged folder of a model, depe
 
 def check_volume(volume: Tensor, channels: int, multiple_of_dhw: tuple[int, int, int]) -> None:
     """Raise BadInput unless a tensor is ``(B, channels, D, H, W)`` with sides that the strides divide."""
+    if not isinstance(volume, Tensor):
+        raise BadInput(
+            f"a volume is a tensor (B, {channels}, D, H, W), got a {type(volume).__name__}; an array becomes one with"
+            " torch.from_numpy(array)"
+        )
     if volume.ndim != 5:
         raise BadInput(
             f"a volume is (B, {channels}, D, H, W), got {tuple(volume.shape)}; a single one becomes that with"

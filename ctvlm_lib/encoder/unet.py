@@ -12,6 +12,7 @@ Sources: uvlm.txt §2.1 and §3.1; nnU-Net's ResEnc-L (dynamic-network-architect
 with the same weights.
 """
 
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 
@@ -147,11 +148,21 @@ class UNetEncoder(TokenEncoder):
         self.stages = nn.Sequential(*stages)
         self.post_init()
 
+    def check(self, volume: Tensor) -> None:
+        """Raise BadInput unless the encoder can read this tensor: its last grid needs two places, for the norms."""
+        super().check(volume)
+        d, h, w = volume.shape[2:]
+        if math.prod(self.grids((d, h, w))[-1]) == 1:
+            raise BadInput(
+                f"of a volume of {d}×{h}×{w} voxels (D×H×W) the last of {len(self.config.channels)} stages has a single"
+                f" place, and its norm is over two or more; give a larger one, such as {d}×{h}×{2 * w}, or fewer stages"
+            )
+
     def features(self, volume: Tensor) -> list[Tensor]:
         """Feature maps ``(B, C_i, D_i, H_i, W_i)`` of all stages, the finest first.
 
         Raises:
-            BadInput: a shape that the strides don't divide.
+            BadInput: not a tensor of floats, a shape that the strides don't divide, or a last stage of a single place.
         """
         self.check(volume)
         x, made = self.stem.convs(volume), []
@@ -224,7 +235,7 @@ def unet(classes: Sequence[str], variant: str = "uvlm", *, seed: int | None = No
         switches: any argument of :class:`UNetConfig`.
 
     Raises:
-        BadInput: no such variant, or values that don't fit.
+        BadInput: no such variant or switch, or values that don't fit.
     """
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
@@ -272,6 +283,9 @@ def _plain_name(name: str) -> str:
 def _config(variant: str, **switches) -> UNetConfig:
     if variant not in UNET_VARIANTS:
         raise BadInput(f"variant is {variant!r}; choose one of {', '.join(map(repr, UNET_VARIANTS))}")
+    known = [name for name in inspect.signature(UNetConfig).parameters if name not in ("self", "others")]
+    if unknown := sorted(set(switches) - set(known)):  # transformers would keep it and do nothing with it
+        raise BadInput(f"a U-Net has no option {unknown[0]!r}; it has {', '.join(known)}")
     return UNetConfig(**{"variant": variant} | UNET_VARIANTS[variant] | switches)
 
 

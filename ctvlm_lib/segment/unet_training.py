@@ -39,6 +39,9 @@ class Segmented:
         hu: int16 ``(n, D, H, W)``.
         target: uint8 ``(n, D, H, W)``, indices into ``classes``.
         classes: names, background first.
+
+    Raises:
+        BadInput: parts of different lengths or grids, or a target that is no index into the classes.
     """
 
     names: tuple[str, ...]
@@ -52,9 +55,10 @@ class Segmented:
                 f"{len(self.names)} names, volumes {self.hu.shape} and targets {self.target.shape}: give one of each"
                 " for every patient, on one grid"
             )
-        if self.target.size and int(self.target.max()) >= len(self.classes):
+        if self.target.size and not 0 <= int(self.target.min()) <= int(self.target.max()) < len(self.classes):
+            wrong = min(int(self.target.min()), 0) or int(self.target.max())
             raise BadInput(
-                f"a target holds label {int(self.target.max())} and there are {len(self.classes)} classes, 0 to"
+                f"a target holds label {wrong} and there are {len(self.classes)} classes, 0 to"
                 f" {len(self.classes) - 1}; make the targets with the class map that names them"
             )
 
@@ -162,10 +166,12 @@ def segment(
         uint8 ``(n, D, H, W)``, the likeliest class of each voxel.
 
     Raises:
-        BadInput: a volume smaller than the window.
+        BadInput: a volume smaller than the window, or HU that aren't numbers.
     """
     from monai.inferers import sliding_window_inference
 
+    if not np.isfinite(hu).all():
+        raise BadInput("a volume holds HU that are NaN or infinite; read it anew, or put air, −1000, in their place")
     if patch_dhw_vox and any(n < p for n, p in zip(hu.shape[1:], patch_dhw_vox, strict=True)):
         raise BadInput(f"a volume of {hu.shape[1:]} voxels is smaller than the window of {patch_dhw_vox}; pad it")
     found, device = np.zeros(hu.shape, np.uint8), next(model.parameters()).device
