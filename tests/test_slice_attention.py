@@ -414,6 +414,18 @@ def test_in_the_finetuned_model_r_goes_by_the_distance_between_slices():
     assert not torch.equal(bias[:, vectors[0]], bias[:, vectors[16]])
 
 
+def test_behind_any_projector_of_the_cohort_r_has_a_distance_for_each_two_vectors():
+    sizes = {}
+    for name in (*PROJECTORS, "merged"):
+        model, processor = build(Finetuning(projector=name, slice_attention="MSSA"))
+        rows, columns = model.config.streams()
+        features = (torch.zeros(1, *rows), torch.zeros(1, *columns))
+        model.embed(torch.tensor([processor.sequence("?")[0]]), features=features)
+        sizes[model.config.image_tokens] = model.slice_attention.blocks[0].heads.relative.shape[1]
+    assert sizes == {vectors: 2 * max(256, vectors) - 1 for vectors in sizes}
+    assert sizes[96] == 511 and max(sizes) > 256  # what merged's stored arms have; the mixer's needs more
+
+
 def test_slices_are_part_of_the_configuration_and_survive_the_disk(tmp_path):
     model, _ = tiny(projector="mlp", slice_attention={"kind": "MSSA", "by": "slice"})
     model.save_pretrained(tmp_path)

@@ -33,6 +33,7 @@ from ctvlm_lib.vlm.model import CtvlmModel
 from ctvlm_lib.vlm.parts import decoder_of, encoder_of
 from ctvlm_lib.vlm.processor import PLACEHOLDER, CtvlmProcessor, with_placeholder
 from ctvlm_lib.vlm.projector import factory_of
+from ctvlm_lib.vlm.slice_attention import SLICES
 
 
 def build(config: Finetuning, folder: str | Path = checkpoints.FOLDER) -> tuple[CtvlmModel, CtvlmProcessor]:
@@ -61,6 +62,8 @@ def build(config: Finetuning, folder: str | Path = checkpoints.FOLDER) -> tuple[
         torch.manual_seed(config.seed)
         projector = factory_of(config.projector)(low, high, hidden_size=parts.hidden_size, **options)
     parts.image_tokens = projector.tokens
+    if config.slice_attention:  # a distance for each two vectors, or slices of the volume
+        parts.slice_attention["slices"] = max(SLICES, projector.tokens, config.size_dhw_vox[0])
     model = CtvlmModel(parts, encoder, projector, decoder)
     model.freeze(encoder=True, projector=False, decoder=not config.from_scratch).eval()
     colour = way_of(config.colour, encoder.config.in_channels)

@@ -35,6 +35,7 @@ from ctvlm_lib.vlm.slice_memory import ImageMemory, Memory, Where, memory_in
 
 KINDS = ("SSA", "MSSA")
 BY = ("vector", "slice")  # what R counts the distance in
+SLICES = 256  # S of R, unless more are asked for
 
 
 class SliceAttention(nn.Module):
@@ -140,7 +141,7 @@ def attach(
     first: int = 2,
     form: str = "as meant",
     heads: int = 4,
-    slices: int = 256,
+    slices: int = SLICES,
     gate: bool = False,
     seed: int = 0,
 ) -> SliceAttention:
