@@ -291,6 +291,12 @@ def test_an_encoder_of_two_grids_is_refused_where_three_are_asked(objective):
         replace(TINY, objective=objective, encoder="vit3d", start="A")
 
 
+@pytest.mark.parametrize("patients", [-1, 5000])
+def test_more_patients_than_there_are_are_refused(patients):
+    with pytest.raises(BadInput, match=f"{patients} patients to learn from, but there are 800"):
+        Data.of(replace(TINY, patients=patients))
+
+
 def test_an_arm_takes_changes_by_the_name_of_the_setting():
     config = arms.recipe_of("A", "quick", 5, {"steps": 3, "patients": 7, "lr": 1e-3})
     assert (config.training.steps, config.training.lr, config.patients, config.training.seed) == (3, 1e-3, 7, 5)

@@ -236,6 +236,9 @@ def test_a_patient_is_one_lesson_a_task_on_one_picture(tasks):
     assert all(len(kinds) == 1 for groups in by_key.values() for kinds in groups)
     assert all(len(groups) == len({*map(frozenset, groups)}) for groups in by_key.values())
     assert sum(len(one.records) for one in made) == len(tasks.records["train"])
+    with pytest.raises(BadInput, match="13 patients to learn from, but there are 12"):
+        lessons_of(tasks, replace(config, patients=13))
+    assert len({one.key for one in lessons_of(tasks, replace(config, patients=12), "validation")}) == 4
 
 
 def test_what_is_stored_is_what_was_said(trained, cohort):

@@ -248,6 +248,9 @@ def test_a_region_outside_the_field_and_a_small_cohort_are_told(world):
     split = world.split("train")
     with pytest.raises(BadInput, match="larger than the cohort"):
         fit(Recipe(batch=32), split.cohort, split.texts, split.pictures, progress=False)
+    for wrong in (-1, 5000):
+        with pytest.raises(BadInput, match=f"{wrong} patients to learn from, but there are {len(split.pictures)}"):
+            fit(Recipe(patients=wrong), split.cohort, split.texts, split.pictures, progress=False)
     liver, region = REGIONS.index("liver"), split.cohort.scans.region.copy()
     region[0][region[0] == liver + 1] = 0
     lost = replace(split.cohort, scans=replace(split.cohort.scans, region=region))

@@ -18,7 +18,7 @@ from ctvlm_lib.evaluate.choice import score_closed
 from ctvlm_lib.experiments import answers, vlm_arms, vlm_run
 from ctvlm_lib.experiments.controls import MOVED, Control, ask
 from ctvlm_lib.experiments.vlm_arms import ARMS, CLOSED_ANSWERS, recipe_of
-from ctvlm_lib.experiments.vlm_lessons import features_of, key_of, lessons_of
+from ctvlm_lib.experiments.vlm_lessons import features_of, held_out_of, key_of, lessons_of
 from ctvlm_lib.experiments.vlm_reader import VlmReader, worded
 from ctvlm_lib.records import committed, protocol
 from ctvlm_lib.vlm import finetune, finetune_saving, ladder
@@ -173,6 +173,21 @@ def test_a_budget_of_regions_takes_the_same_ones_under_every_condition():
             regions.setdefault(one.records[0].patient, []).append(one.records[0].region)
         assert all(len([r for r in there if r]) == 2 for there in regions.values())
     assert ids["none"] == ids["dual"]
+
+
+def test_a_budget_that_the_cohort_cannot_fill_is_refused_and_none_is_negative():
+    cohort = small_cohort()
+    for budget in (9, 5000):
+        with pytest.raises(BadInput, match=f"{budget} patients to learn from, but there are 8; give 1 to that, or 0"):
+            lessons_of(cohort, recipe_of("vlm-B-none-small", changes={"patients": budget}))
+    looking = recipe_of("vlm-B-none-small", changes={"patients": 8, "look_every": 1})
+    assert lessons_of(cohort, looking) == lessons_of(cohort, recipe_of("vlm-B-none-small"))
+    assert len(held_out_of(cohort, looking)) > 0  # the protocol asks more patients than this cohort has
+    for wrong in ({"patients": -5}, {"regions": -1}):
+        with pytest.raises(BadInput, match="give how many are learnt from, or 0 for all"):
+            recipe_of("vlm-B-none-small", changes=wrong)
+    with pytest.raises(BadInput, match="questions of -5 patients"):
+        cohort.questions("train", patients=-5)
 
 
 def test_without_a_prompt_a_patient_has_one_picture():

@@ -20,6 +20,7 @@ from ctvlm_lib.alignment.semantic_bank import SemanticBank
 from ctvlm_lib.encoder.dual_pathway import DualPathway, boxed_masks, dual_pathway, pooled_masks
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.records.phantom import REGIONS
+from ctvlm_lib.records.protocol import check_budget
 from ctvlm_lib.training import Curve, Step, Training, train
 
 POOLING = ("mask", "box")
@@ -198,8 +199,9 @@ def fit(
         were the patient's own older text.
 
     Raises:
-        BadInput: settings that don't go together.
+        BadInput: settings that don't go together, or more patients than there are.
     """
+    check_budget(recipe.patients, len(pictures))
     if recipe.patients:
         n = recipe.patients
         texts = Texts(**{name: value[:n] for name, value in vars(texts).items()})

@@ -53,7 +53,7 @@ class Data:
             scans: split → scans, instead of the protocol's cohort.
 
         Raises:
-            BadInput: profile paper without scans, which doesn't train on the cohort.
+            BadInput: profile paper without scans, which doesn't train on the cohort; or more patients than there are.
         """
         if config.profile == "paper" and not scans:
             raise BadInput(
@@ -61,6 +61,7 @@ class Data:
                 " -m3d with --data DIR (in Python: recipe.paper(name, folder)), or take profile full"
             )
         fixed = protocol.load()
+        protocol.check_budget(config.patients, fixed.size("train", "full"))  # the other splits have fewer
         wanted = {split: {"n": min(config.patients, fixed.size(split, "full"))} if config.patients else {}
                   for split in splits}  # fmt: skip
         scans = scans or {split: Scans.of(fixed.patients(split, config.profile, **n)) for split, n in wanted.items()}

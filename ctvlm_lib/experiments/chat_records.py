@@ -15,6 +15,7 @@ from ctvlm_lib.experiments.asked import stratum
 from ctvlm_lib.experiments.cohort import Cohort
 from ctvlm_lib.experiments.vlm_lessons import key_of
 from ctvlm_lib.records.phantom import REGIONS, Patient
+from ctvlm_lib.records.protocol import check_budget
 from ctvlm_lib.records.questions import case_folder
 from ctvlm_lib.records.record import Record
 from ctvlm_lib.records.report import report
@@ -94,7 +95,12 @@ def lessons_of(cohort: Cohort, config: Finetuning, split: str = "train") -> list
         cohort: of :func:`with_tasks`.
         config: says how many patients.
         split: of the cohort.
+
+    Raises:
+        BadInput: more training patients than there are.
     """
+    if split == "train":
+        check_budget(config.patients, len(cohort.scans[split]))
     groups: dict[tuple[str, str], list[Record]] = {}
     for record in cohort.questions(split, patients=config.patients):
         groups.setdefault((record.patient, task_of(record.kind, record.form)), []).append(record)

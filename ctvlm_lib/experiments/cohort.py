@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ctvlm_lib.alignment.scans import Scans
+from ctvlm_lib.errors import BadInput
 from ctvlm_lib.records import protocol
 from ctvlm_lib.records.phantom import Patient
 from ctvlm_lib.records.record import Record
@@ -50,8 +51,13 @@ class Cohort:
             split: which.
             kinds: of question; () takes all.
             form: "closed", "open", or "" for both.
-            patients: the first so many; 0 takes all.
+            patients: the first so many, or all where there are fewer; 0 takes all.
+
+        Raises:
+            BadInput: a negative number of patients.
         """
+        if patients < 0:
+            raise BadInput(f"questions of {patients} patients are asked for; give how many, or 0 for all")
         names = set(self.scans[split].names[: patients or None])
         return [
             record

@@ -28,6 +28,7 @@ from ctvlm_lib.experiments.probes import ON_EVERYBODY
 from ctvlm_lib.experiments.read_out_model import Coded, Questions, ReadOut
 from ctvlm_lib.experiments.read_out_reader import Reader, Seen
 from ctvlm_lib.records.committed import recorded
+from ctvlm_lib.records.protocol import check_budget
 from ctvlm_lib.training import Curve, Training, train
 from ctvlm_lib.training_processes import alone
 from ctvlm_lib.vlm import finetune
@@ -179,8 +180,7 @@ def lessons_of(
         BadInput: more patients than there are.
     """
     names, config = cohort.scans["train"].names, vlm_config(recipe)
-    if not 0 <= recipe.patients <= len(names):
-        raise BadInput(f"{recipe.patients} patients to learn from, but there are {len(names)}; give 1 to that, or 0")
+    check_budget(recipe.patients, len(names))
     lessons, some = vlm_lessons.lessons_of(cohort, config), set(names[: recipe.patients or None])
     taught: dict[str, list[Coded]] = {}
     for lesson in lessons:

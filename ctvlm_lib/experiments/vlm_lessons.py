@@ -37,7 +37,12 @@ def lessons_of(cohort: Cohort, config: Finetuning, split: str = "train") -> list
         cohort: with the split's scans.
         config: which kinds of question, how many patients and regions, and which condition.
         split: of the cohort.
+
+    Raises:
+        BadInput: more training patients than there are.
     """
+    if split == "train":
+        protocol.check_budget(config.patients, len(cohort.scans[split]))
     groups: dict[tuple[str, str], list[Record]] = {}
     for record in cohort.questions(split, kinds=config.kinds, patients=config.patients):
         groups.setdefault((record.patient, record.region or NO_REGION), []).append(record)

@@ -136,6 +136,20 @@ class Protocol:
         return FindingRange(radius_mm=radii, **plain)
 
 
+def check_budget(patients: int, there: int) -> None:
+    """Raise BadInput unless so many training patients can be learnt from; 0 takes all.
+
+    Args:
+        patients: of a recipe, the first so many.
+        there: how many the cohort has.
+    """
+    if not 0 <= patients <= there:
+        raise BadInput(
+            f"{patients} patients to learn from, but there are {there}; give 1 to that, or 0 for all (profile full has"
+            " the most)"
+        )
+
+
 @cache
 def load(path: str | Path = PATH) -> Protocol:
     """Read the protocol and check that it is whole.

@@ -33,8 +33,9 @@ class Finetuning:
         projector_steps, projector_lr: of the first stage, the projector alone.
         lora_steps, lora_lr: of the second stage; projector and adapters.
         pictures: of a step. words: room for the questions behind each, see :meth:`ctvlm_lib.vlm.lessons.Lessons.draw`.
-        patients: of the training split, the first so many; 0 takes all.
-        regions: of each training patient that are learnt from, each with its own picture; 0 takes all.
+        patients: of the training split, the first so many, which must be there; 0 takes all.
+        regions: of each training patient that are learnt from, each with its own picture, or all where there are
+            fewer; 0 takes all.
         kinds: of question; () takes all.
         report_weight: of the loss on reports, which have a mean of their own: they are ten times as long as answers.
         blind: every picture is blank: what the words alone teach.
@@ -121,6 +122,10 @@ class Finetuning:
         for name in ("pictures", "words", "accumulate"):
             if getattr(self, name) < 1:
                 raise BadInput(f"{name} must be a whole number from 1, got {getattr(self, name)}")
+        if min(self.patients, self.regions) < 0:
+            raise BadInput(
+                f"patients is {self.patients} and regions {self.regions}; give how many are learnt from, or 0 for all"
+            )
         if min(self.projector_steps, self.lora_steps) < 0 or not self.projector_steps + self.lora_steps:
             raise BadInput("projector_steps and lora_steps count steps, and one of them must be 1 or more")
         if self.pictures % self.accumulate:
