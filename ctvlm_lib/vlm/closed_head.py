@@ -4,8 +4,12 @@ The contour paper's loss "drives the closed-ended head", and its decoder "genera
 VQA) or an autoregressive free-text answer"; what the head is, where it sits and what its classes are isn't said. Here
 it is one matrix with a bias, on the state behind the decoder's norm at the token in front of the answer, where a causal
 decoder has read picture and question and not the answer. Its classes are the answers of closed questions, by their
-words and without their letters, so that it needn't know in which order choices stand; of a question only those that are
-offered count. With a head, closed answers aren't learnt as text.
+words and without their letters, so that it needn't know in which order choices stand. With a head, closed answers
+aren't learnt as text.
+
+Training and answering differ. The loss is over all classes, so that the head has to learn, too, which answers a
+question can have; in answering only those that the question offers count, see :meth:`ClosedHead.chances`. The read-out
+(:mod:`ctvlm_lib.experiments.read_out_model`) learns among the offered ones alone.
 
 Source: contour.txt §3.2 and §4.
 """

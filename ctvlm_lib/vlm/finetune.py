@@ -1,4 +1,4 @@
-"""Training of a vision–language model: first the projector alone, then LoRA beside a frozen decoder.
+"""Training of a vision–language model: first the projector, with what else isn't the decoder's, then LoRA as well.
 
 Where a teacher is named, an epoch of distillation follows, see :mod:`ctvlm_lib.vlm.distillation`.
 

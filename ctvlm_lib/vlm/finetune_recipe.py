@@ -30,8 +30,9 @@ class Finetuning:
         seed: of the projector's weights, the adapters' and the steps.
         projector: name in ``ctvlm_lib.vlm.projector.PROJECTORS``, or "merged", see
             :mod:`ctvlm_lib.vlm.projector_merged`. projector_options: its arguments.
-        projector_steps, projector_lr: of the first stage, the projector alone.
-        lora_steps, lora_lr: of the second stage; projector and adapters.
+        projector_steps, projector_lr: of the first stage, in which the decoder is fixed: the projector learns and,
+            where there are any, slice attention and the head.
+        lora_steps, lora_lr: of the second stage; the same and adapters.
         pictures: of a step. words: room for the questions behind each, see :meth:`ctvlm_lib.vlm.lessons.Lessons.draw`.
         patients: of the training split, the first so many, which must be there; 0 takes all.
         regions: of each training patient that are learnt from, each with its own picture, or all where there are
@@ -52,7 +53,8 @@ class Finetuning:
         closed_weight, open_weight: λ of the focal loss and of that on open answers' tokens.
         l2: λ of the penalty on LoRA's matrices.
         head_answers: the answers among which a head chooses for closed questions, see
-            :mod:`ctvlm_lib.vlm.closed_head`; () has none, and closed answers are learnt as texts.
+            :mod:`ctvlm_lib.vlm.closed_head`; it learns in both stages. () has none, and closed answers are learnt as
+            texts.
         teacher: name of the finetuned model, without its seed, that is distilled from behind the last stage; "" for
             none. That of the same seed is taken.
         distillation_weight: of the contrastive loss beside that on answers; 0 leaves the latter alone: what the epoch
