@@ -27,7 +27,14 @@ from ctvlm_lib.mask import dice
 from ctvlm_lib.records.report import LABELS
 from ctvlm_lib.segment import unet_training
 from ctvlm_lib.segment.class_maps import ClassMap
-from ctvlm_lib.segment.unet_training import Segmented, class_weights, dice_of, lesion_voxels, segmentation_loss
+from ctvlm_lib.segment.unet_training import (
+    Segmented,
+    class_weights,
+    dice_of,
+    lesion_voxels,
+    scale_weights,
+    segmentation_loss,
+)
 from ctvlm_lib.training import Training
 from ctvlm_lib.vlm import report_writer
 
@@ -71,6 +78,54 @@ def test_the_loss_is_dice_and_entropy_at_every_scale_weighted_by_halves():
     coarse = target[:, :, 1::2, 1::2]  # of two voxels side by side the second lies nearer to the middle
     wanted = one(logits[0], target[:, None]) + 0.5 * one(logits[1], coarse[:, None])
     assert segmentation_loss(logits, target).item() == pytest.approx(wanted.item(), rel=1e-5)
+
+
+def test_as_in_nnunet_the_loss_is_the_formula_in_a_plain_loop():
+    torch.manual_seed(0)
+    target = torch.randint(0, 3, (2, 4, 8, 8))
+    target[1][target[1] == 2] = 0  # a class that one patch hasn't
+    grids = (4, 8, 8), (4, 4, 4), (2, 2, 2)
+    logits = [torch.randn(2, 3, *grid, dtype=torch.float64) for grid in grids]
+    coarse = [target, target[:, :, 1::2, 1::2], target[:, 1::2, 2::4, 2::4]]  # the nearest to each cell's middle
+    halves = np.array([1 / 2**k for k in range(3)])  # as nnU-Net's trainer writes it
+    halves[-1] = 0
+    halves = halves / halves.sum()
+    wanted = 0.0
+    for weight, scale, true in zip(halves, logits, coarse, strict=True):
+        p, dice, entropy = scale.softmax(dim=1), [], []
+        for b in range(2):
+            for c in (1, 2):
+                both, sizes = p[b, c][true[b] == c].sum(), p[b, c].sum() + (true[b] == c).sum()
+                dice.append((2 * both + 1e-5) / (sizes + 1e-5))
+            entropy += [-p[b, c][true[b] == c].log() for c in range(3)]
+        wanted += weight * (torch.cat(entropy).mean() - torch.stack(dice).mean())
+    found = segmentation_loss(logits, target, as_nnunet=True).item()
+    assert found == pytest.approx(wanted.item() + 1, rel=1e-5)  # 1 − Dice; MONAI goes to 32 bits
+    assert abs(found - segmentation_loss(logits, target).item()) > 0.1
+
+
+def test_weights_of_the_scales_are_nnunet_s():
+    assert np.allclose(scale_weights(5), np.array([1, 1 / 2, 1 / 4, 1 / 8, 0]) / 1.875)
+    assert scale_weights(2) == [1, 0] and scale_weights(1) == [1]
+
+
+@pytest.mark.parametrize("gaussian", [False, True])
+def test_sliding_windows_are_added_up_as_in_a_plain_loop(gaussian):
+    model, patch = unet(("background", "liver", "spleen"), "phantom", seed=0).eval(), (8, 16, 16)
+    hu = np.random.default_rng(0).integers(-1000, 1000, (1, 8, 24, 32)).astype(np.int16)
+    away = [(np.arange(n) - (n - 1) / 2) / (n / 8) for n in patch]  # from the middle, in eighths of the window
+    weight = np.exp(-0.5 * sum(one**2 for one in np.meshgrid(*away, indexing="ij"))).clip(1e-3)  # MONAI's floor
+    votes = np.zeros((3, *hu.shape[1:]))
+    for y in (0, 8):
+        for x in (0, 8, 16):
+            place = (slice(None), slice(y, y + 16), slice(x, x + 16))
+            with torch.inference_mode():
+                logits = model(torch.from_numpy(as_input(hu[0][place]))[None, None])[0][0]
+            votes[(slice(None), *place)] += logits.numpy() * (weight if gaussian else 1)
+    found = unet_training.segment(model, hu, patch, gaussian=gaussian)[0]
+    assert np.mean(found == votes.argmax(axis=0)) > 0.999  # 32 bits can tell ties apart otherwise
+    other = unet_training.segment(model, hu, patch, gaussian=not gaussian)[0]
+    assert np.mean(found != other) > 0.01
 
 
 def test_rare_classes_weigh_more():

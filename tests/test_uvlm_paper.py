@@ -274,6 +274,16 @@ def test_a_killed_run_goes_on_to_the_same_weights(finished, given, tmp_path):
     assert one["weights"] == two["weights"] and seen[1] == seen[2]
 
 
+def test_stage_1_learns_and_is_asked_as_nnunet_does(given, tmp_path, monkeypatch):
+    seen = []
+    for name in ("segmentation_loss", "segment"):
+        real = getattr(unet_training, name)
+        monkeypatch.setattr(unet_training, name, lambda *a, real=real, **k: seen.append(k) or real(*a, **k))
+    uvlm_real.run(CHAIN[0], given, home=tmp_path, progress=False)
+    assert {"as_nnunet": True} in seen and {"gaussian": True} in seen
+    assert all(one in ({"as_nnunet": True}, {"gaussian": True}) for one in seen)
+
+
 def test_the_abdomen_s_stages_run_and_tell_the_lesions_of_three_organs(given, tmp_path):
     reports = ("uvlm-rep-CL-cls-skip-abdomen", f"{ADAPTED}-abdomen")
     for name in ("uvlm-seg-CL-abdomen", *reports):

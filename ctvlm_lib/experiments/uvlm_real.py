@@ -190,7 +190,8 @@ def _train(task: Task, known: dict[str, Volumes], given: Sources, seed: int, hom
 def _fit(model: nn.Module, task: Task, taught: Volumes, training: Training, **how) -> Curve:
     config, arm = task.config, task.arm
     if arm.stage == SEG:  # all classes weigh alike, as printed
-        return unet_training.fit(model, taught, training, config.batch, tuple(config.patch_dhw_vox), False, **how)
+        how |= {"patch_dhw_vox": tuple(config.patch_dhw_vox), "balanced": False, "as_nnunet": True}
+        return unet_training.fit(model, taught, training, config.batch, **how)
     if arm.stage == CLS:
         return classification.fit(model, taught, taught.labels, training, config.batch, arm.encoder_rate, **how)
     return report_writer.fit(model, taught, training, config.batch, arm.encoder_rate, keep=False, **how)

@@ -11,6 +11,7 @@ Source: uvlm.txt §3.1 for the sizes; the rate and the bytes of a parameter are 
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -119,7 +120,7 @@ def _shapes(
     """A stage's network without numbers, and its pass forward; of stage 3 without the small projections."""
     if arm.stage == SEG:
         model = unet(ClassMap.of(scope, arm.granularity).names, **config.switches)
-        loss = unet_training.segmentation_loss
+        loss = partial(unet_training.segmentation_loss, as_nnunet=True)
         return model, lambda x: loss([one.float() for one in model(x)], torch.zeros_like(x[:, 0]))
     if arm.stage == CLS:
         model = QueryClassifier(unet_encoder(**config.switches), LABELS[scope])

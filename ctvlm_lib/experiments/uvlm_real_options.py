@@ -1,10 +1,11 @@
 """What profile ``paper`` trains of U-VLM: an arm by its name, those that it begins with, and the options of each stage.
 
 Stage 1 learns as printed, by SGD at 0.01, and where the paper leaves it to nnU-Net as that does: momentum .99,
-Nesterov's, no warm-up, a polynomial rate. Otherwise than there: shifts, noise and patches stand for nnU-Net's
-augmentation, and biases and norms don't decay. The paper doesn't say how many steps it takes: stage 1 takes nnU-Net's
-250,000, stages 2 and 3 see a volume ten times on average. Airways and pulmonary vessels of other data sets (ATM22,
-HiPaS) aren't among the chest's masks.
+Nesterov's, no warm-up, a polynomial rate, the weights of the scales, Dice of each patch, a Gaussian over windows.
+Otherwise than there: shifts and noise stand for nnU-Net's augmentation, two thirds of the patches are drawn around the
+foreground, nothing is mirrored when it is asked, and biases and norms don't decay. The paper doesn't say how many steps
+it takes: stage 1 takes nnU-Net's 250,000, stages 2 and 3 see a volume ten times on average. Airways and pulmonary
+vessels of other data sets (ATM22, HiPaS) aren't among the chest's masks.
 
 Source: uvlm.txt §3.1; U-VLM's released code (5d7fde9) for decay and clipping; nnU-Net's trainer.
 """
@@ -167,7 +168,7 @@ def options_of(stage: str, given: Sources, changes: Mapping | None = None) -> di
 def otherwise(arm: Arm, scope: str, config: OnReal, given: Sources, changes: Mapping | None = None) -> list[str]:
     """What a stage is run with otherwise than the paper says: its numbers stand in the ledger with this remark."""
     always = {
-        SEG: ["stage 1: shifts and noise in place of nnU-Net's augmentation"],
+        SEG: ["stage 1: shifts and noise in place of nnU-Net's augmentation, more patches around the foreground"],
         CLS: ["stage 2: thresholds from held-out training patients"],
         REP: ["stage 3: reports written greedily",
               *([] if scope == CHEST and given.radbert else [f"labels of reports by {WORDS}"])],

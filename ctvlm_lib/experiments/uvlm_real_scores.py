@@ -172,7 +172,7 @@ def _segmented(model, block: Volumes, config) -> dict[str, np.ndarray]:
     for k, name in enumerate(block.names):
         hu, target = block.hu[k][None], block.target[k][None]
         look = partial(block.as_input, k)
-        found = unet_training.segment(model, hu, tuple(config.patch_dhw_vox), config.batch, look)
+        found = unet_training.segment(model, hu, tuple(config.patch_dhw_vox), config.batch, look, gaussian=True)
         dice.append(dice_of(found, Segmented((name,), hu, target, classes.names))[0])
         voxels.append(np.bincount(found.ravel(), minlength=len(classes.names)))
     made = {"dice": np.round(dice, 3)}

@@ -1,11 +1,21 @@
 """Stage 1 of U-VLM: a U-Net learns to segment, by Dice and cross-entropy at every scale of its decoder.
 
-As in nnU-Net: the losses of the scales weigh 1, ½, ¼ …, Dice leaves the background out, and some patches are drawn
-around a class of the foreground. Decided here, as steps are few on a CPU: two thirds of them are, not a third; and on
-the cohort rare classes weigh more (:func:`class_weights`) and AdamW learns, in place of SGD with momentum .99. Shifts
-and noise stand for nnU-Net's augmentation, without mirroring, which makes left of right.
+As in nnU-Net, Dice leaves the background out, and some patches are drawn around a class of the foreground. Three things
+are otherwise on the cohort, and as there with a user's data (``as_nnunet`` of :func:`fit`, ``gaussian`` of
+:func:`segment`):
 
-Source: uvlm.txt §2.1, equation (1), and §3.1; nnU-Net's trainer for what the paper leaves to it.
+                          on the cohort                           nnU-Net, and U-VLM's released trainer
+    losses of the scales  1, ½, ¼, ⅛, 1/16; every one counts      1, ½, ¼ …, the coarsest 0, divided by their sum
+    Dice                  over all patches of a step              of each patch, then their mean
+    overlapping windows   count alike                             count by a Gaussian, most in their middle
+
+Decided here, as steps are few on a CPU: two thirds of the patches are drawn around the foreground, not a third; and on
+the cohort rare classes weigh more (:func:`class_weights`) and AdamW learns, in place of SGD with momentum .99. Shifts
+and noise stand for nnU-Net's augmentation. Nothing is mirrored, in training or when it is asked, which both of the
+others do: that makes left of right.
+
+Source: uvlm.txt §2.1, equation (1), and §3.1; nnU-Net's trainer for what the paper leaves to it; U-VLM's released code
+(5d7fde9), nnUNetTrainer_ResEncoderUNet.py, inference_seg.py and plans.
 """
 
 from collections.abc import Callable, Sequence
@@ -77,20 +87,35 @@ def class_weights(target: np.ndarray, classes: int) -> Tensor:
     return torch.from_numpy(weights / weights.mean()).float()
 
 
-def segmentation_loss(logits: Sequence[Tensor], target: Tensor, weights: Tensor | None = None) -> Tensor:
+def scale_weights(scales: int) -> list[float]:
+    """nnU-Net's: 1, ½, ¼ … from the finest on, nothing for the coarsest, together 1; a single scale has all of it."""
+    halves = [0.5**k for k in range(scales - 1)] + [0.0] if scales > 1 else [1.0]
+    return [one / sum(halves) for one in halves]
+
+
+def segmentation_loss(
+    logits: Sequence[Tensor], target: Tensor, weights: Tensor | None = None, *, as_nnunet: bool = False
+) -> Tensor:
     """Equation (1) at every scale: Dice over the foreground, and cross-entropy.
 
     Args:
         logits: ``(B, classes, D_i, H_i, W_i)``, the finest first.
         target: ``(B, D, H, W)`` whole numbers; coarser scales see the voxel in the middle of each of their cells.
         weights: ``(classes,)`` of both terms; None: all alike, as printed.
+        as_nnunet: the scales weigh as :func:`scale_weights` says, and Dice is each patch's own; False: 1, ½, ¼, ⅛ and
+            1/16, and Dice over all patches.
+
+    Returns:
+        scalar; nnU-Net's is 1 lower, as it takes −Dice for 1 − Dice.
 
     Source: uvlm.txt eq. (1); MONAI's DiceCELoss and DeepSupervisionLoss.
     """
     from monai.losses import DeepSupervisionLoss, DiceCELoss
 
-    one = DiceCELoss(softmax=True, to_onehot_y=True, include_background=False, batch=True, weight=weights)
-    return DeepSupervisionLoss(one, weight_mode="exp")(list(logits), target[:, None].float())  # it resizes floats only
+    one = DiceCELoss(softmax=True, to_onehot_y=True, include_background=False, batch=not as_nnunet, weight=weights)
+    scales = scale_weights(len(logits)) if as_nnunet else None
+    deep = DeepSupervisionLoss(one, weight_mode="exp", weights=scales)
+    return deep(list(logits), target[:, None].float())  # it resizes floats only
 
 
 def fit(
@@ -101,6 +126,7 @@ def fit(
     patch_dhw_vox: tuple[int, int, int] | None = None,
     balanced: bool = True,
     *,
+    as_nnunet: bool = False,
     folder: str | Path | None = None,
     on_step: Callable[[dict[str, float]], None] | None = None,
     progress: bool = True,
@@ -114,6 +140,7 @@ def fit(
         batch: patches a step, over all processes; each takes its Dice over its own share.
         patch_dhw_vox: their size; None takes whole volumes, shifted.
         balanced: rare classes weigh more, see :func:`class_weights`; False: all alike, as printed.
+        as_nnunet: see :func:`segmentation_loss`.
         folder, on_step, progress: see :func:`ctvlm_lib.training.train`.
 
     Raises:
@@ -142,7 +169,8 @@ def fit(
         device = next(network.parameters()).device
         volume = torch.from_numpy(image)[:, None].to(device, memory_format=torch.channels_last_3d)
         wanted = torch.from_numpy(target.astype(np.int64)).to(device)
-        return segmentation_loss(network(volume), wanted, None if weights is None else weights.to(device))
+        by_class = None if weights is None else weights.to(device)
+        return segmentation_loss(network(volume), wanted, by_class, as_nnunet=as_nnunet)
 
     model.to(memory_format=torch.channels_last_3d)  # a quarter faster on a CPU
     return train(model, loss, settings, folder=folder, on_step=on_step, progress=progress)
@@ -151,7 +179,7 @@ def fit(
 @torch.inference_mode()
 def segment(
     model: UNet, hu: np.ndarray, patch_dhw_vox: tuple[int, int, int] | None = None, batch: int = 4,
-    look: Callable[[np.ndarray], np.ndarray] = as_input,
+    look: Callable[[np.ndarray], np.ndarray] = as_input, *, gaussian: bool = False,
 ) -> np.ndarray:  # fmt: skip
     """Segment volumes.
 
@@ -161,6 +189,8 @@ def segment(
         patch_dhw_vox: window that slides over a volume, half overlapping; None reads it whole.
         batch: volumes, or windows, at a time.
         look: HU → what the network reads.
+        gaussian: where windows overlap, their middle counts most, by a Gaussian of an eighth of their size, as in
+            nnU-Net; False: all of a window counts alike.
 
     Returns:
         uint8 ``(n, D, H, W)``, the likeliest class of each voxel.
@@ -175,10 +205,11 @@ def segment(
     if patch_dhw_vox and any(n < p for n, p in zip(hu.shape[1:], patch_dhw_vox, strict=True)):
         raise BadInput(f"a volume of {hu.shape[1:]} voxels is smaller than the window of {patch_dhw_vox}; pad it")
     found, device = np.zeros(hu.shape, np.uint8), next(model.parameters()).device
+    how = {"overlap": 0.5, "mode": "gaussian" if gaussian else "constant"}
     for start in range(0, len(hu), batch):
         some = torch.from_numpy(look(hu[start : start + batch]))[:, None].to(device)
         if patch_dhw_vox:
-            logits = sliding_window_inference(some, patch_dhw_vox, batch, lambda x: model(x)[0], overlap=0.5)
+            logits = sliding_window_inference(some, patch_dhw_vox, batch, lambda x: model(x)[0], **how)
         else:
             logits = model(some)[0]
         found[start : start + batch] = logits.argmax(dim=1).cpu().numpy()
