@@ -505,6 +505,43 @@ def test_key_words_read_what_a_report_affirms():
     assert not read_labels([" "], "chest").any()
 
 
+@pytest.mark.parametrize(
+    ("sentence", "affirmed"),
+    [
+        ("A hypodense nodule is seen in the left lobe of the thyroid gland.", False),
+        ("There is a nodule in the segment 4 of the liver.", False),
+        ("Nodular lesion in the adrenal gland's lateral segment.", False),
+        ("A hepatic nodule lies in the right lobe.", False),
+        ("Nodule of 9 mm in the breast parenchyma.", False),
+        ("Accessory spleen: a nodule beside the lower segment of the splenic hilum.", False),
+        ("Nodules in the left lobe of the thyroid and in both lungs.", True),
+        ("A nodule in the right lower lobe, next to the dome of the liver.", True),
+        ("A subpleural nodule lies over the spleen.", True),
+        ("A nodule of 4 mm in the lateral segment of the middle lobe.", True),
+        ("Nodules were delivered to pathology from the apical segment.", True),
+    ],
+)
+def test_a_nodule_of_another_organ_is_none_of_the_lung(sentence, affirmed):
+    assert by_key_words(sentence, "chest")[LABELS["chest"].index("Lung nodule")] == affirmed
+
+
+@pytest.mark.parametrize(
+    ("sentence", "affirmed"),
+    [
+        ("Number of kidney lesions: 0.", False),
+        ("Kidney lesions: 0", False),
+        ("Total volume of kidney lesions: 0.0 cm3.", False),
+        ("Kidney lesions: zero.", False),
+        ("Number of kidney lesions: 2.", True),
+        ("Number of kidney lesions: 10.", True),
+        ("Kidney lesion 1, volume: 0.5 cm3.", True),
+        ("Kidney lesion 1, volume: 0.05 cm3.", True),
+    ],
+)
+def test_a_count_of_nothing_denies(sentence, affirmed):
+    assert by_key_words(sentence, "abdomen") == [False, affirmed, False]
+
+
 def test_a_classifier_reads_the_labels_where_there_is_one():
     class Labeller:
         def labels(self, texts, cut):

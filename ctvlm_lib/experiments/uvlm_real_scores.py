@@ -2,8 +2,9 @@
 
 Labels are read from reports by CT-CLIP's RadBERT where the sources file names its weights, as in the paper; else, and
 in AbdomenAtlas's, where the paper asks a language model behind an API, by key words: a sentence affirms a label if it
-holds all of its expressions and denies nothing. That is coarse, and the record says which it was. Intervals draw
-patients.
+holds all of its expressions and denies nothing. Other organs have lobes, segments and nodules, too: a sentence that
+names one of them is about the lung only if it names that as well. All of this is coarse, and the record says which it
+was. Intervals draw patients.
 """
 
 import re
@@ -31,6 +32,9 @@ AT_ONCE = 16  # scans between two lines on how far it is
 RADBERT, WORDS = "RadBERT", "key words"
 _ARTERY = r"\b(?:aort|supra-?aortic|carotid|vascular|(?<!coronary )arter)"
 _CALCIFIED = r"calcif|atherom|atheroscl|plaque"
+_ELSEWHERE = r"thyroid|\bliver\b|hepat|renal|\bkidney|\bbreast|mammar|\bspleen|splenic|pancrea"  # adrenal is in renal
+_IN_LUNG = r"\blungs?\b|pulmon|pleura|fissur|lingul|\b(?:upper|middle|lower) lobe"
+_NOT_ELSEWHERE = rf"^(?!.*(?:{_ELSEWHERE}))|{_IN_LUNG}"
 _FLUID, _LESION = r"effusion|fluid", r"lesion|mass|tumou?r|cyst|metasta|nodule|carcinoma"
 KEY_WORDS: dict[str, dict[str, tuple[str, ...]]] = {
     CHEST: {
@@ -43,7 +47,7 @@ KEY_WORDS: dict[str, dict[str, tuple[str, ...]]] = {
         "Lymphadenopathy": (r"lymphadenopath|enlarged lymph node|lymph nodes?\b.*\b(?:enlarged|pathological)",),
         "Emphysema": (r"emphysem",),
         "Atelectasis": (r"atelecta",),
-        "Lung nodule": (r"lung|lobe|pulmonary|parenchym|segment|pleura|fissur", r"nodul"),
+        "Lung nodule": (r"lung|lobe|pulmonary|parenchym|segment|pleura|fissur", r"nodul", _NOT_ELSEWHERE),
         "Lung opacity": (r"opacit|ground.?glass|infiltrat|consolidat",),
         "Pulmonary fibrotic sequela": (r"fibro|sequel|scar",),
         "Pleural effusion": (r"pleural", _FLUID),
@@ -60,7 +64,10 @@ KEY_WORDS: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|[;\n]+")
-_NONE = re.compile(r"\b(?:none|negative for|ruled out)\b", re.IGNORECASE)
+_NONE = re.compile(
+    r"\b(?:none|negative for|ruled out)\b|:\s*(?:0(?:[.,]0+)?|zero)\b(?![.,–-]?\d)",  # "lesions: 0", not "size: 0.5 cm"
+    re.IGNORECASE,
+)
 
 
 def labeller_of(scope: str, given: Sources) -> ReportLabeller | None:
