@@ -86,6 +86,15 @@ def test_what_is_lost_has_no_value_and_what_has_no_value_is_never_compared(found
     assert nothing["ours"].isna().all()
 
 
+def test_a_printed_number_whose_condition_is_a_guess_says_so(found):
+    cells = [(cell, k) for k, cell in enumerate(published.load()) if cell.value is not None]
+    doubtful = [(cell, k) for cell, k in cells if cell.note.startswith(("UNCERTAIN", "condition from prose"))]
+    assert all(found["why"].iloc[k].endswith(f"; {cell.note}") for cell, k in doubtful)
+    marks = {cell.condition.split(";")[0] for cell, _ in doubtful if cell.paper == "uvlm"}
+    assert marks == {f"line {n}" for n in range(1, 18)}  # all of Table 5's check-marks
+    assert {cell.paper for cell, _ in doubtful} == {"uvlm", "medvista3d"}
+
+
 def test_sizes_prompts_and_projectors_of_the_papers_are_those_of_the_arms():
     for cell in published.load():
         quantity = places.place(cell).quantity

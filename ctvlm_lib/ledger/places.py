@@ -40,6 +40,7 @@ _PLANE = "every phantom is axial, so that there is nothing to ask; needs M3D-VQA
 _ORGAN = "asks which structure is meant, and without a prompt nothing tells on phantoms; needs M3D-VQA"
 _BERT = "BERTScore needs roberta-large from a hub; the workbook's MiniLM similarity is another quantity"
 _NO_NUMBER = "the paper prints no number here"
+_DOUBTS = ("UNCERTAIN", "condition from prose")  # how the note of a printed number begins whose cell or row is a guess
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,8 @@ def place(cell: Published) -> Place:
         missing = lost and "no number printed" not in cell.note
         return Place(LOST, why=cell.note) if missing else Place(NOT, why=_NO_NUMBER)
     made = _PAPERS[cell.paper](cell)
+    if cell.note.startswith(_DOUBTS):  # what ours stands beside is a guess
+        made = replace(made, why=f"{made.why}; {cell.note}")
     if made.kind == DATA:
         return replace(made, command=real_places.command(real_places.quantity(cell)))
     return _with_command(made)
