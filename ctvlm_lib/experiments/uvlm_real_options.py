@@ -5,7 +5,8 @@ Nesterov's, no warm-up, a polynomial rate, the weights of the scales, Dice of ea
 Otherwise than there: shifts and noise stand for nnU-Net's augmentation, two thirds of the patches are drawn around the
 foreground, nothing is mirrored when it is asked, and biases and norms don't decay. The paper doesn't say how many steps
 it takes: stage 1 takes nnU-Net's 250,000, stages 2 and 3 see a volume ten times on average. Airways and pulmonary
-vessels of other data sets (ATM22, HiPaS) aren't among the chest's masks.
+vessels of other data sets (ATM22, HiPaS) aren't among the chest's masks. Stage 3 asks for nothing, where the released
+code puts a chat prompt in front of the report, see :mod:`ctvlm_lib.vlm.report_writer`.
 
 Source: uvlm.txt §3.1; U-VLM's released code (5d7fde9) for decay and clipping; nnU-Net's trainer.
 """

@@ -18,7 +18,7 @@ _LLAMA = {
 }
 UVLM = "U-VLM decoder"
 NAMES = (*_LLAMA, "Qwen2.5-3B", UVLM)
-UVLM_VOCABULARY = 151_672  # Qwen3's tokenizer and three tokens of its own; the paper doesn't say
+UVLM_VOCABULARY = 151_672  # the paper doesn't say; three more than Qwen3's tokenizer, which has an image's marks
 
 
 @cache

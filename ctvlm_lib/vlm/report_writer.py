@@ -1,9 +1,11 @@
 """Stage 3 of U-VLM: an encoder and a decoder that write reports, their training and their words.
 
 A frozen encoder's maps are computed once, pooled to the grid that the decoder reads, and kept in 16 bits. An encoder
-that is tuned reads each volume anew. Nothing is asked: a report begins behind the image, as in the released code.
+that is tuned reads each volume anew. Nothing is asked: a report begins behind the image, and only it is learnt.
+The released code puts a chat between the two, the line "You are a radiologist …", a request and the assistant's turn.
+It writes behind that, and learns all of its tokens but the first as well.
 
-Source: uvlm.txt §2.1, equation (3), and §3.1.
+Source: uvlm.txt §2.1, equation (3), and §3.1; U-VLM's released code (5d7fde9), nnUNetTrainer_UVLM.py.
 """
 
 from collections.abc import Callable, Mapping, Sequence
