@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import helpers_own
+import numpy as np
 import pytest
 import torch
 from helpers_finetune import small_cohort
@@ -12,8 +13,11 @@ from ctvlm_lib import sources
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.evaluate.choice import score_closed
 from ctvlm_lib.experiments import answers, real_arms, vlm_arms, vlm_lessons, vlm_run
+from ctvlm_lib.experiments.real_cohort import RealCohort
+from ctvlm_lib.prompt import box_outline, contour
 from ctvlm_lib.training import Training
 from ctvlm_lib.vlm import finetune, finetune_loss
+from ctvlm_lib.volume import load
 
 EARLY = {"checkpointing": True, "accumulate": 2, "patience": 1, "look_every": 1}
 SHORT = {"projector_steps": 1, "lora_steps": 6, "pictures": 4, "regions": 1, "kinds": ["presence", "organ"]}
@@ -84,7 +88,9 @@ def test_the_sources_file_reaches_every_option_of_the_loop(own, tmp_path, monkey
     assert len(table) and len(rising) == 2
     assert all(isinstance(settings, Training) and settings.accumulate == 2 and again for settings, again in made)
     record = json.loads((tmp_path / "results" / "radgenome-dual-0.5B" / "record.json").read_text(encoding="utf-8"))
-    assert record["finetuning"]["patience"] == 1 and record["finetuning"]["class_balanced"]
+    assert record["finetuning"]["patience"] == 1 and record["finetuning"]["train_norms"]
+    assert {"patience", "no slice attention"} & set(record["otherwise"]) == {"patience"}
+    assert "projector trained in both stages" in record["otherwise"]
     kept = [path.name for path in (tmp_path / "features").iterdir()]
     assert len(kept) == 2 and all("-dual-out-of-window-" in name for name in kept)  # training and validation
 
@@ -94,3 +100,13 @@ def test_the_radgenome_recipe_is_the_contour_papers_objective(own):
     assert (config.focal_gamma, config.class_balanced, config.weights) == (2.0, True, (1.0, 1.0, 1e-4))
     focal = vlm_arms.recipe_of("vlm-B-contour-small-focal")
     assert (focal.focal_gamma, focal.class_balanced, focal.weights) == (2.0, True, (1.0, 1.0, 1e-4))
+
+
+@pytest.mark.parametrize("condition", ["contour", "box"])
+def test_lines_on_real_scans_are_three_pixels_wide(own, condition):
+    cohort = RealCohort.of("radgenome", sources.load(own).radgenome)
+    record, drawn = next(r for r in cohort.records["test"] if r.region == "heart"), []
+    cohort.picture(record, condition, lambda scan, lines: drawn.extend(line for line, _ in lines))
+    target = cohort.drawing(record, condition, load(cohort.folder / record.volume, check=False)).target
+    line = {"contour": contour, "box": box_outline}[condition]
+    assert np.array_equal(drawn[0], line(target, 3)) and not np.array_equal(drawn[0], line(target, 1))

@@ -224,13 +224,55 @@ def test_a_copy_that_is_too_small_for_three_splits_is_refused(tmp_path, monkeypa
         RealCohort.of("radgenome", helpers_own.make_radgenome(tmp_path))
 
 
-def test_steps_follow_from_the_papers_epochs(own):
+def test_steps_follow_from_the_papers_epochs():
     given = sources.Sources()
     recipe = real_arms.recipe_of("radgenome-contour-3B", given, 1000)
     assert (recipe.projector_steps, recipe.lora_steps, recipe.lora_lr) == (3 * 250, 25 * 250, 1e-5)
     assert recipe.decoder == "Qwen/Qwen2.5-3B-Instruct" and recipe.rank == 16 and recipe.focal_gamma == 2
     recipe = real_arms.recipe_of("m3d-none-7B-2xMLP", given, 1000)
-    assert (recipe.projector_steps, recipe.lora_steps, recipe.projector) == (3 * 125, 5 * 125, "mlp")
+    assert (recipe.projector_steps, recipe.lora_steps, recipe.projector) == (3 * 63, 5 * 125, "mlp")
+    assert (recipe.pictures_of("projector"), recipe.pictures, recipe.projector_yes_no) == (16, 8, False)
+    fewer = real_arms.recipe_of("m3d-none-7B", sources.Sources(finetuning={"pictures": 4}), 1000)
+    assert (fewer.pictures_of("projector"), fewer.projector_steps) == (4, 3 * 250)
+
+
+def test_each_condition_is_trained_as_its_paper_says():
+    def recipe(name):
+        return real_arms.recipe_of(name, sources.Sources(), 1000)
+
+    contour, none, box, dual = (recipe(f"radgenome-{one}-0.5B") for one in ("contour", "none", "box", "dual"))
+    assert replace(none, condition="contour") == contour and replace(box, condition="dual") == dual
+    assert (contour.weight_decay, contour.l2, contour.class_balanced, contour.train_norms) == (0.02, 1e-4, True, False)
+    assert (dual.weight_decay, dual.l2, dual.class_balanced, dual.train_norms) == (0.01, 0, False, True)
+    assert contour.focal_gamma == dual.focal_gamma == 2 and contour.lora_lr == dual.lora_lr == 2e-5
+    for config in (contour, dual):
+        (_, first), (_, second) = config.stages()
+        assert first.warmup_share == 0.03 and round(second.warmup_share * second.steps) == 500
+        assert second.lr_at(498) < second.lr_at(499) == second.lr_at(500) == second.lr
+    assert all(stage.warmup_share == 0.03 for _, stage in recipe("m3d-none-7B").stages())
+    shorter = real_arms.recipe_of("radgenome-dual-0.5B", sources.Sources(finetuning={"lora_steps": 100}), 1000)
+    assert shorter.stages()[1][1].warmup_share == 1
+
+
+def test_what_an_arm_leaves_out_of_its_paper_is_said():
+    def said(name, **changes):
+        given = sources.Sources(finetuning=changes)
+        return real_arms.otherwise(real_arms.arm_of(name), given, real_arms.recipe_of(name, given, 8))
+
+    contour, dual, none = (said(f"radgenome-{one}-0.5B") for one in ("contour", "dual", "none"))
+    lacks = {"no distillation from the 7B model", "no head for closed questions", "no slice attention"}
+    assert lacks <= set(contour) & set(none) and not lacks & set(dual)
+    assert "distractors of the data set's masks instead of VISTA-3D's" in dual
+    assert "contour's recipe beside dualbox's numbers too" in none and set(none) - set(contour) == {none[-1]}
+    assert said("m3d-none-7B", lora_lr=1e-4) == ("lora_lr", "batches of pictures with several questions each")
+    seen = said("radgenome-contour-0.5B", slice_attention="SSA", head_answers=["Yes", "No"])
+    assert set(contour) - set(seen) == lacks - {"no distillation from the 7B model"}
+
+
+@pytest.mark.parametrize("name", ["patients", "regions", "kinds", "blind"])
+def test_what_arms_on_real_data_do_not_read_is_refused(name):
+    with pytest.raises(BadInput, match=f"don't read {name} of"):
+        real_arms.recipe_of("radgenome-none-0.5B", sources.Sources(finetuning={name: 1}), 8)
 
 
 def test_every_command_of_real_data_names_an_arm_that_there_is():

@@ -14,6 +14,7 @@ from ctvlm_lib import checkpoints
 from ctvlm_lib.checkpoints import HELD_OUT
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.training_checkpoint import moving
+from ctvlm_lib.vlm import finetune as finetune_module
 from ctvlm_lib.vlm import finetune_saving
 from ctvlm_lib.vlm.choices import log_likelihoods
 from ctvlm_lib.vlm.closed_head import ClosedHead
@@ -143,6 +144,22 @@ def test_a_run_that_was_killed_and_taken_up_has_the_same_losses(tmp_path):
     resumed = finetune(*_parts(school()), CONFIG, folder=tmp_path, progress=False)
     for stage, curve in whole.items():
         assert [row["loss"] for row in curve] == [row["loss"] for row in resumed[stage]]
+
+
+def test_the_first_stage_may_have_steps_of_its_own_without_yes_no_questions(monkeypatch):
+    model, _, taught, kept = school()
+    assert any(one.yes_no for row in taught.rows for one in row.words)
+    drawn, loss_of_step = [], finetune_module.loss_of_step
+    monkeypatch.setattr(finetune_module, "loss_of_step", lambda network, lessons, features, batch, *rest: drawn.append(
+        batch) or loss_of_step(network, lessons, features, batch, *rest))  # fmt: skip
+    config = replace(CONFIG, projector_steps=2, lora_steps=3, projector_pictures=6, projector_yes_no=False, words=200)
+    finetune(model, taught, kept, config, progress=False)
+    assert [len(batch) for batch in drawn] == [6, 6, 4, 4, 4]
+    asked = [{one.yes_no for row in batch for one in row.words} for batch in drawn]
+    assert asked[:2] == [{False}] * 2 and all(True in some for some in asked[2:])
+    yes_no = Lessons(school()[1], [Lesson("p0", (record(0, "Yes"),))])
+    with pytest.raises(BadInput, match="set projector_yes_no to true"):
+        yes_no.without_yes_no()
 
 
 def test_the_loss_falls():
@@ -460,7 +477,9 @@ def test_a_grid_that_blocks_do_not_fill_is_refused():
      ({"l2": -1.0}, "must not be negative"),
      ({"class_balanced": True}, "class_balanced needs"), ({"closed_weight": 2.0}, "set focal_gamma"),
      ({"open_weight": 0.0}, "open_weight needs"), ({"head_answers": ("Yes", "No")}, "head_answers needs"),
-     ({"teacher": "x", "accumulate": 2}, "accumulate to 1")],
+     ({"teacher": "x", "accumulate": 2}, "accumulate to 1"), ({"projector_pictures": -1}, "or 0, and a share"),
+     ({"warmup_steps": -1}, "warmup_steps -1"), ({"warmup_share": 2}, "warmup_share 2"),
+     ({"projector_pictures": 3, "accumulate": 2}, "3 pictures can't be computed in 2")],
 )  # fmt: skip
 def test_settings_that_cannot_be_are_refused(wrong, said):
     with pytest.raises(BadInput, match=said):

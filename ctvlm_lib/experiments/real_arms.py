@@ -28,7 +28,7 @@ from ctvlm_lib.evaluate.bert_score import bert_scores, layers_like_roberta_large
 from ctvlm_lib.evaluate.text_registry import ROBERTA
 from ctvlm_lib.experiments import answers
 from ctvlm_lib.experiments.conditions import CONDITIONS
-from ctvlm_lib.experiments.real_cohort import READERS, RealCohort
+from ctvlm_lib.experiments.real_cohort import READERS, THICKNESS, RealCohort
 from ctvlm_lib.experiments.vlm_reader import VlmReader, worded
 from ctvlm_lib.records.record import Record, read_jsonl, write_jsonl
 from ctvlm_lib.sources import DECODERS, Sources
@@ -44,11 +44,16 @@ from ctvlm_lib.vlm.released import load_released
 
 RELEASED, QUESTIONS, ANSWERS, BERT = "released", "questions.jsonl", "test.npz", "bert_score.csv"
 EPOCHS = {"radgenome": (3, 25), "m3d": (3, 5)}  # of the projector, of LoRA
-RECIPES = {  # contour.txt §4 (the projector as Med3DVLM's: a smaller decoder needs one of its own); med3dvlm.txt §4
-    "radgenome": {"pictures": 4, "projector_lr": 1e-4, "lora_lr": 2e-5, "weight_decay": 2e-2, "l2": 1e-4,
-                  "focal_gamma": 2.0, "class_balanced": True, "report_weight": 1.0},
-    "m3d": {"pictures": 8, "projector_lr": 1e-4, "lora_lr": 5e-5, "weight_decay": 0.0, "report_weight": 1.0},
+# the projector as Med3DVLM's, since a smaller decoder needs one of its own
+_STAGE_1 = {"projector_lr": 1e-4, "warmup_share": 0.03, "report_weight": 1.0}
+_PROMPTED = _STAGE_1 | {"pictures": 4, "lora_lr": 2e-5, "warmup_steps": 500, "focal_gamma": 2.0}
+RECIPES = {
+    "contour": _PROMPTED | {"weight_decay": 2e-2, "l2": 1e-4, "class_balanced": True},  # contour.txt §4
+    "dualbox": _PROMPTED | {"weight_decay": 1e-2, "train_norms": True},  # dualbox.txt §3.3 and §4.2; γ is contour's
+    "med3dvlm": _STAGE_1 | {"pictures": 8, "lora_lr": 5e-5, "weight_decay": 0.0, "projector_pictures": 16,
+                            "projector_yes_no": False},  # med3dvlm.txt §4
 }  # fmt: skip
+BY_RUN = ("patients", "regions", "kinds", "blind")  # of Finetuning: here all is learnt from that the data hold
 AT_ONCE = 4  # pictures: 34 MB each at the published size
 
 
@@ -93,6 +98,36 @@ def arm_of(name: str) -> RealArm:
     return RealArm(data, condition, decoder, variants[variant] if variant else "mixer")
 
 
+def paper_of(arm: RealArm) -> str:
+    """The paper by whose recipe an arm is trained; without a prompt on RadGenome-ChestCT both have one, contour's."""
+    return "med3dvlm" if arm.data == "m3d" else "dualbox" if arm.condition in ("box", "dual") else "contour"
+
+
+def otherwise(arm: RealArm, given: Sources, config: Finetuning) -> tuple[str, ...]:
+    """What a trained arm does otherwise than its paper says; its numbers stand in the ledger with this remark.
+
+    Args:
+        arm: which. given: what the user changes. config: the recipe that follows.
+
+    Source: contour.txt §3.2 and §4, dualbox.txt §3.3, §4.1 and §4.2, med3dvlm.txt §4.
+    """
+    said = ["batches of pictures with several questions each"]
+    if arm.data == "m3d":
+        return (*given.otherwise(), *said)
+    said += ["patients split 70/10/20 by this workbook", "projector trained in both stages", "weight decay on it too"]
+    if arm.condition == "dual":
+        said.append("distractors of the data set's masks instead of VISTA-3D's")
+    if arm.condition == "contour":
+        said.append("contours of the data set's masks instead of VISTA-3D's")
+    if paper_of(arm) == "contour":
+        said.append("no distillation from the 7B model")
+        said += [] if config.head_answers else ["no head for closed questions"]
+        said += [] if config.slice_attention else ["no slice attention"]
+    if arm.condition == "none":
+        said.append("contour's recipe beside dualbox's numbers too")
+    return (*given.otherwise(), *said)
+
+
 def recipe_of(name: str, given: Sources, pictures: int, seed: int = 0) -> Finetuning:
     """What a trained arm learns, and how.
 
@@ -114,11 +149,18 @@ def recipe_of(name: str, given: Sources, pictures: int, seed: int = 0) -> Finetu
 
 
 def _recipe(arm: RealArm, given: Sources, pictures: int, seed: int) -> Finetuning:
-    usual = RECIPES[arm.data] | {"words": 512, "precision": "bf16", "checkpoint_every": 500}
+    if lost := sorted(set(BY_RUN) & set(given.finetuning)):
+        raise BadInput(
+            f"arms on your data don't read {lost[0]} of [run.finetuning]; remove it (patients of [run] makes a trial)"
+        )
+    usual = RECIPES[paper_of(arm)] | {"words": 512, "precision": "bf16", "checkpoint_every": 500}
+    if "pictures" in given.finetuning:  # what a user's memory holds is for both stages
+        usual.pop("projector_pictures", None)
     if arm.data == "radgenome" and arm.decoder == "3B":
         usual["lora_lr"] = 1e-5
-    a_step = {**usual, **given.finetuning}["pictures"]
-    steps = [max(1, epochs * -(-pictures // a_step)) for epochs in EPOCHS[arm.data]]
+    chosen = usual | dict(given.finetuning)
+    a_step = (chosen.get("projector_pictures") or chosen["pictures"], chosen["pictures"])
+    steps = [max(1, epochs * -(-pictures // n)) for epochs, n in zip(EPOCHS[arm.data], a_step, strict=True)]
     config = Finetuning.from_dict(
         {"encoder": given.two_towers, "variant": given.variant, "decoder": given.decoders[arm.decoder],
          "size_dhw_vox": given.size_dhw_vox, "scale": "Med3DVLM", "condition": arm.condition, "seed": seed,
@@ -298,7 +340,7 @@ def _trained(name, given, cohort, seed, home, progress, on_step) -> tuple[VlmRea
                                progress=progress)  # fmt: skip
     if not PartialState().is_main_process:  # two writers would take each other's folders away
         return None
-    record = checkpoints.circumstances(curves)
+    record = checkpoints.circumstances(curves) | {"otherwise": otherwise(arm_of(name), given, config)}
     finetune_saving.save(home / "checkpoints" / label, model, config, record | {"profile": "paper"})
     model, processor, _ = finetune_saving.load(home / "checkpoints" / label)  # what is asked is what was stored
     model.to(PartialState().device)
@@ -322,7 +364,7 @@ def _features(
     first, condition = {}, config.condition
     for record in cohort.records[split]:
         first.setdefault(cohort.key(record, condition), record)
-    content = 0
+    content = 0 if condition == "none" else zlib.crc32(f"lines of {THICKNESS}".encode())
     for lesson in taught:
         path = cohort.folder / first[lesson.key].volume
         content = zlib.crc32(f"{lesson.key} {path.stat().st_size} {path.stat().st_mtime_ns}".encode(), content)

@@ -28,7 +28,7 @@ from ctvlm_lib.records.table import Reading, plural
 from ctvlm_lib.vlm.image import ImageInput
 
 READERS = {"radgenome": radgenome.read, "m3d": m3d.read}
-THICKNESS = 1  # voxel, contour.txt §4: "a one-pixel contour"
+THICKNESS = 3  # pixels, contour.txt §3.1 (its §4 says one) and dualbox.txt §3.1; on the scan's own grid
 
 
 @dataclass(frozen=True, eq=False)

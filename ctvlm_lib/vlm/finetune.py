@@ -138,9 +138,14 @@ def finetune(
     if lost:
         raise BadInput(f"{lost[0]} isn't among the {len(features)} kept pictures; encode it, too")
 
-    def loss(network: CtvlmModel, step: Step) -> dict[str, Tensor]:
-        batch = lessons.draw(step.rng("pictures"), config.pictures, config.words)
-        return loss_of_step(network, lessons, features, batch, step, config)
+    def loss_in(stage: str) -> Callable[[CtvlmModel, Step], dict[str, Tensor]]:
+        shown = lessons if config.projector_yes_no or stage != PROJECTOR else lessons.without_yes_no()
+
+        def loss(network: CtvlmModel, step: Step) -> dict[str, Tensor]:
+            batch = shown.draw(step.rng("pictures"), config.pictures_of(stage), config.words)
+            return loss_of_step(network, shown, features, batch, step, config)
+
+        return loss
 
     curves: dict[str, Curve] = {}
     stages = config.stages()
@@ -149,7 +154,7 @@ def finetune(
         ends = (lambda row: stop(model, row)) if stop and stage == stages[-1][0] else None
         with checkpointed(model, config.checkpointing):
             curves[stage] = train(
-                model, loss, settings, folder=Path(folder) / stage.replace(" ", "-") if folder else None,
+                model, loss_in(stage), settings, folder=Path(folder) / stage.replace(" ", "-") if folder else None,
                 on_step=on_step, progress=progress, stop=ends,
             )  # fmt: skip
     if seen := [row for row in curves[stages[-1][0]] if HELD_OUT in row]:

@@ -33,6 +33,8 @@ class Finetuning:
         projector_steps, projector_lr: of the first stage, in which the decoder is fixed: the projector learns and,
             where there are any, slice attention and the head.
         lora_steps, lora_lr: of the second stage; the same and adapters.
+        projector_pictures: of a step of the first stage; 0 takes ``pictures``. projector_yes_no: whether yes/no
+            questions are learnt in it.
         pictures: of a step. words: room for the questions behind each, see :meth:`ctvlm_lib.vlm.lessons.Lessons.draw`.
         patients: of the training split, the first so many, which must be there; 0 takes all.
         regions: of each training patient that are learnt from, each with its own picture, or all where there are
@@ -60,6 +62,9 @@ class Finetuning:
         distillation_weight: of the contrastive loss beside that on answers; 0 leaves the latter alone: what the epoch
             does without a teacher.
         distillation_loss: "SigLIP" or "InfoNCE". distillation_steps: 0 takes one epoch.
+        warmup_share: of a stage's steps, 0…1, in which the rate rises.
+        warmup_steps: so many in its place in the stage in which the decoder learns, all of it where it is shorter; 0
+            takes the share.
         weight_decay, precision, checkpoint_every, accumulate: of :class:`ctvlm_lib.training.Training`.
         checkpointing: the decoder keeps each layer's input alone for the backward pass, and computes the rest again:
             less memory, more time, the same losses.
@@ -82,6 +87,8 @@ class Finetuning:
     projector_lr: float = 3e-3
     lora_steps: int = 400
     lora_lr: float = 3e-3
+    projector_pictures: int = 0
+    projector_yes_no: bool = True
     pictures: int = 24
     words: int = 120
     patients: int = 0
@@ -109,6 +116,8 @@ class Finetuning:
     distillation_weight: float = 0.1
     distillation_loss: str = distillation.SIGLIP
     distillation_steps: int = 0
+    warmup_share: float = 0.08
+    warmup_steps: int = 0
     weight_decay: float = 0.02
     precision: str = "no"
     checkpoint_every: int = 100
@@ -130,11 +139,17 @@ class Finetuning:
             )
         if min(self.projector_steps, self.lora_steps) < 0 or not self.projector_steps + self.lora_steps:
             raise BadInput("projector_steps and lora_steps count steps, and one of them must be 1 or more")
-        if self.pictures % self.accumulate:
+        if min(self.projector_pictures, self.warmup_steps) < 0 or not 0 <= self.warmup_share <= 1:
             raise BadInput(
-                f"{self.pictures} pictures can't be computed in {self.accumulate} equal parts; set pictures to a"
-                " multiple of accumulate"
+                f"projector_pictures is {self.projector_pictures}, warmup_steps {self.warmup_steps} and warmup_share"
+                f" {self.warmup_share:g}; give numbers of pictures and steps, or 0, and a share 0…1"
             )
+        for pictures in (self.pictures, self.pictures_of(PROJECTOR)):
+            if pictures % self.accumulate:
+                raise BadInput(
+                    f"{pictures} pictures can't be computed in {self.accumulate} equal parts; set pictures and"
+                    " projector_pictures to multiples of accumulate"
+                )
         if self.patience < 0 or self.look_every < 0:
             raise BadInput(
                 f"patience is {self.patience} and look_every {self.look_every}; give numbers of looks and steps, or 0"
@@ -183,6 +198,10 @@ class Finetuning:
         """What is drawn and how, as a part of file names: "contour", "contour-out-of-window"."""
         return "-".join(filter(None, (self.condition, self.colour.replace(" ", "-"))))
 
+    def pictures_of(self, stage: str) -> int:
+        """Pictures of a stage's step."""
+        return (self.projector_pictures if stage == PROJECTOR else 0) or self.pictures
+
     @classmethod
     def from_dict(cls, content: Mapping) -> "Finetuning":
         """Read what ``dataclasses.asdict`` gave, also after JSON made tuples into lists.
@@ -198,11 +217,12 @@ class Finetuning:
     def stages(self) -> tuple[tuple[str, Training], ...]:
         """Stages in their order: what learns, and how."""
         if self.from_scratch:
-            return ((ALL, self._training(self.projector_steps + self.lora_steps, self.lora_lr, self.seed)),)
+            steps = self.projector_steps + self.lora_steps
+            return ((ALL, self._training(steps, self.lora_lr, self.seed, self.warmup_steps)),)
         planned = ((PROJECTOR, self.projector_steps, self.projector_lr), (LORA, self.lora_steps, self.lora_lr))
         # the second stage draws other questions than the first
         return tuple(
-            (stage, self._training(steps, lr, 2 * self.seed + turn))
+            (stage, self._training(steps, lr, 2 * self.seed + turn, self.warmup_steps if stage == LORA else 0))
             for turn, (stage, steps, lr) in enumerate(planned)
             if steps
         )
@@ -212,9 +232,10 @@ class Finetuning:
         steps = self.distillation_steps or distillation.steps_of_an_epoch(pictures, self.pictures)
         return self._training(steps, self.lora_lr, self.seed)
 
-    def _training(self, steps: int, lr: float, seed: int) -> Training:
+    def _training(self, steps: int, lr: float, seed: int, warmup_steps: int = 0) -> Training:
+        share = min(1.0, warmup_steps / steps) if warmup_steps else self.warmup_share
         return Training(
-            steps, lr, weight_decay=self.weight_decay, precision=self.precision, seed=seed,
+            steps, lr, warmup_share=share, weight_decay=self.weight_decay, precision=self.precision, seed=seed,
             checkpoint_every=self.checkpoint_every, accumulate=self.accumulate,
         )  # fmt: skip
 

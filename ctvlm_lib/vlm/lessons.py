@@ -8,6 +8,7 @@ No question sees another, and each has the positions that it has alone; so the l
 (a test compares), at about a third of the price, as the image is read once.
 """
 
+import copy
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -50,6 +51,7 @@ class Words(NamedTuple):
         cost: tokens of its plain wording, by which steps are filled: every condition then has the same questions.
         report: whether the answer is a report.
         answer: place of a closed answer among :attr:`Lessons.answers`; −1 of an open one.
+        yes_no: whether the question is a closed one without choices.
     """
 
     ids: tuple[int, ...]
@@ -58,6 +60,7 @@ class Words(NamedTuple):
     cost: int
     report: bool = False
     answer: int = -1
+    yes_no: bool = False
 
 
 class Drawn(NamedTuple):
@@ -130,6 +133,19 @@ class Lessons:
         """``(answers,)``: weight of each closed answer, the larger the rarer it is, see ``class_balanced_alpha``."""
         return class_balanced_alpha(self.counts) if any(self.counts) else torch.zeros(len(self.answers))
 
+    def without_yes_no(self) -> "Lessons":
+        """The same without yes/no questions, and without pictures about which nothing else is asked.
+
+        Raises:
+            BadInput: nothing is left.
+        """
+        left = copy.copy(self)
+        left.rows = [Drawn(key, tuple(one for one in asked if not one.yes_no)) for key, asked in self.rows]
+        left.rows = [row for row in left.rows if row.words]
+        if not left.rows:
+            raise BadInput("without yes/no questions there is nothing to learn from; set projector_yes_no to true")
+        return left
+
     def draw(self, rng: np.random.Generator, pictures: int, words: int) -> list[Drawn]:
         """Draw pictures, each with as many of its questions as there is room for, so that little is padded.
 
@@ -182,7 +198,8 @@ class Lessons:
             cost = len(processor.sequence(plain.question, plain.answer, plain.choices)[0]) - image
             closed, report = record.form == "closed", record.kind == "report"
             place = self._place[record.answer] if closed else -1
-            self._known[text] = Words(tuple(ids[image:]), start - image, closed, cost, report, place)
+            self._known[text] = Words(tuple(ids[image:]), start - image, closed, cost, report, place,
+                                      closed and not record.choices)  # fmt: skip
         return self._known[text]
 
 
