@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from ctvlm_lib import cost
+from ctvlm_lib import cost, sources
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.run import check_profile, check_seed, run_folder
 
@@ -90,6 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def command(args: argparse.Namespace) -> int:
     """Run ``ctvlm arm``; what is finished is kept, and the same command goes on from there."""
     check_profile(args.profile)
+    sources.check_profile(args.sources, args.profile)
     check_seed(args.seed)
     if args.name == cost.ARM:
         return _cost(args)
@@ -107,6 +108,7 @@ def command(args: argparse.Namespace) -> int:
             print(f"{name:20} a vision-language model: {told}")
         for name, stage in uvlm_arms.ARMS.items():
             print(f"{name:20} U-VLM, {uvlm_arms.described(stage)}")
+        print(f"{arms.FACTS:20} report retrieval by readers who know facts of a patient and see no image")
         print(f"{predicted_prompts.NAME:20} shipped prompted models, with prompts on masks that U-VLM's stage 1 finds")
         print(f"{cost.ARM:20} time and memory of the papers' decoders and of the encoder, measured on a GPU")
         print(PATTERNS)
@@ -125,13 +127,15 @@ def command(args: argparse.Namespace) -> int:
         return _uvlm(args)
     if args.name == predicted_prompts.NAME:
         return _predicted(args)
+    if args.name == arms.FACTS:
+        return _facts(args)
     if args.name.startswith(("radgenome-", "m3d-")):
         return _real(args)
     if args.name not in arms.ARMS:
         patterns = ("readout-ENCODER-CONDITION[-out-of-window]", "vlm-ENCODER-CONDITION-DECODER[-VARIANT]",
                     "DATA-CONDITION-DECODER[-PROJECTOR] (profile paper)")  # fmt: skip
         there = (*arms.ARMS, *probes.PROBES, *local_global.ARMS, *chat_arms.ARMS, *uvlm_arms.ARMS,
-                 predicted_prompts.NAME, cost.ARM)  # fmt: skip
+                 arms.FACTS, predicted_prompts.NAME, cost.ARM)  # fmt: skip
         there += patterns
         raise BadInput(f"no arm is called {args.name!r}; there are: {', '.join(there)}")
     home, changes = run_folder(args.profile, args.out), _changes(args)
@@ -173,6 +177,18 @@ def _probe(args: argparse.Namespace) -> int:
     return 0
 
 
+def _facts(args: argparse.Namespace) -> int:
+    """Write what readers without an image retrieve; nothing is trained and nothing drawn at random."""
+    from ctvlm_lib.alignment import arms
+
+    if args.seed or _changes(args):
+        raise BadInput(f"{args.name} has no seed and no settings; give --profile and --out only")
+    results = run_folder(args.profile, args.out) / "results"
+    arms.run_facts(args.profile, results)
+    print(f"tables in {results / args.name}; notebook 50 shows what follows from them")
+    return 0
+
+
 def _vlm(args: argparse.Namespace) -> int:
     """Train a vision–language model on the cohort, ask it everything, store its answers."""
     from ctvlm_lib.alignment.arm_tables import of_seed
@@ -196,7 +212,6 @@ def _vlm(args: argparse.Namespace) -> int:
 
 def _real(args: argparse.Namespace) -> int:
     """Train or load a model of profile paper, ask it about the user's data, store its answers."""
-    from ctvlm_lib import sources
     from ctvlm_lib.experiments import real_arms
 
     real_arms.arm_of(args.name)  # a wrong name is told before anything is read

@@ -120,6 +120,12 @@ class Sources:
         return (*sizes, *self.finetuning)
 
 
+def check_profile(path: str | Path | None, profile: str) -> None:
+    """Raise BadInput if a sources file is given outside of profile paper, where it would be left unread."""
+    if path and profile != "paper":
+        raise BadInput("--sources belongs to --profile paper; give both, or neither")
+
+
 def load(path: str | Path = "") -> Sources:
     """Read a sources file.
 

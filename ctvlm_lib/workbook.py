@@ -302,10 +302,11 @@ def add_arguments(parser) -> None:
 
 def command(args) -> int:
     """Run ``ctvlm run``; return its exit code."""
+    sources.check_profile(args.sources, args.profile)
     if args.sources:
         os.environ[sources.VARIABLE] = str(Path(args.sources).expanduser().resolve())
-    if args.profile == "paper" and os.environ.get(sources.VARIABLE):
-        sources.load()  # a file that can't be used is told before anything runs
+    if args.profile == "paper":
+        sources.load()  # that there is none, or none that can be used, is told before anything runs
     code = run(args.profile, args.only, args.out, args.fresh, args.seed, args.notebooks, args.jobs)
     if args.store and code == 0:
         for line in store(args.out, args.notebooks, args.profile):

@@ -22,6 +22,9 @@ def ctvlm(*arguments: str, **options) -> subprocess.CompletedProcess:
     ("arguments", "sentence"),
     [
         (["run", "--profile", "quik"], "ctvlm: unknown profile 'quik'; choose one of quick, full, paper\n"),
+        (["run", "--profile", "paper"], "ctvlm: profile paper needs a file that says where your data"),
+        (["run", "--sources", "a.toml"], "ctvlm: --sources belongs to --profile paper; give both, or neither\n"),
+        (["table", "dualbox.T1", "--sources", "a.toml"], "ctvlm: --sources belongs to --profile paper; "),
         (["run", "--notebooks", "{empty}"], "ctvlm: no notebooks named like 00_name.ipynb in {empty}; "),
     ],
 )
@@ -142,8 +145,8 @@ def test_the_arm_command_lists_its_arms_and_refuses_others(capsys):
 
     assert command_line.main(["arm"]) == 0
     listed = capsys.readouterr().out.splitlines()
-    single = [*arms.ARMS, *probes.PROBES, *local_global.ARMS, *chat_arms.ARMS, *uvlm_arms.ARMS, predicted_prompts.NAME,
-              cost.ARM]  # fmt: skip
+    single = [*arms.ARMS, *probes.PROBES, *local_global.ARMS, *chat_arms.ARMS, *uvlm_arms.ARMS, arms.FACTS,
+              predicted_prompts.NAME, cost.ARM]  # fmt: skip
     assert [line.split()[0] for line in listed[: len(single)]] == single
     told = [line.split()[0] for line in listed[len(single) :] if not line.startswith(" ")]  # many, by their parts
     assert told == ["readout-ENCODER-CONDITION[-out-of-window],", "vlm-ENCODER-CONDITION-DECODER[-VARIANT],"]
@@ -151,3 +154,5 @@ def test_the_arm_command_lists_its_arms_and_refuses_others(capsys):
     assert "no arm is called 'C'; there are: A1, A, " in capsys.readouterr().err
     assert command_line.main(["arm", "prompts-predicted", "--steps", "3"]) == 2
     assert "prompts-predicted takes --seed, not --steps; leave it out" in capsys.readouterr().err
+    assert command_line.main(["arm", "retrieval-by-facts", "--steps", "3"]) == 2
+    assert "retrieval-by-facts has no seed and no settings; give --profile and --out only" in capsys.readouterr().err

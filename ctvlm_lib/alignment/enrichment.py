@@ -28,7 +28,6 @@ FINDING, DENIAL, PLACE, NUMBER, EMPTY, REPEATED = (
     "other findings", "a denial is lost or turned", "doesn't name the region", "a number that wasn't there", "no text",
     "more than twice as long and 40 words",
 )  # fmt: skip
-REASONS = (FINDING, DENIAL, PLACE, NUMBER, EMPTY, REPEATED)
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _LONGEST = 40  # words, beyond which a rewrite may not be more than twice its original
 
@@ -80,7 +79,7 @@ def report_statement(text: str) -> str:
 
 
 def refused(original: str, rewrite: str, region: str = "") -> str:
-    """Why a rewrite isn't accepted: one of REASONS, or "" if it is.
+    """Why a rewrite isn't accepted: FINDING … REPEATED, or "" if it is.
 
     Args:
         original, rewrite: the texts.
@@ -119,11 +118,6 @@ class Rewrites:
     def counts(self) -> dict[str, int]:
         """Reason → how many were refused for it."""
         return dict(Counter(reason for reason in self.reasons if reason))
-
-    @property
-    def refused_share(self) -> float:
-        """Share of the texts whose rewrite was refused."""
-        return sum(map(bool, self.reasons)) / len(self.reasons)
 
 
 def guarded(texts: Sequence[str], rewriter: Rewriter, regions: Sequence[str] = ()) -> Rewrites:

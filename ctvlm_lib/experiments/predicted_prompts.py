@@ -20,9 +20,7 @@ import pandas as pd
 
 from ctvlm_lib import assets, checkpoints
 from ctvlm_lib.alignment.arm_tables import RESULTS, of_seed
-from ctvlm_lib.alignment.checkpoints import load
 from ctvlm_lib.alignment.scans import Scans
-from ctvlm_lib.encoder import for_inference
 from ctvlm_lib.errors import BadInput, atomic_path
 from ctvlm_lib.evaluate.choice import score_closed
 from ctvlm_lib.experiments import answers, pointing, scores, uvlm, uvlm_protocol, uvlm_said
@@ -150,12 +148,10 @@ class Readers:
     Attributes:
         readers: condition → reader.
         made_with: checkpoint → sha256 of its weights.
-        name: what the folder's name says of them, "" for the vision–language models.
     """
 
     readers: Mapping[str, Reader]
     made_with: Mapping[str, str]
-    name: str = ""
 
 
 def language_models(folder: str | Path = checkpoints.FOLDER) -> Readers:
@@ -167,13 +163,6 @@ def language_models(folder: str | Path = checkpoints.FOLDER) -> Readers:
         readers[condition] = VlmReader(model, processor, store=assets.cache_dir() / "features")
         made_with[name] = record["weights"]["sha256"]
     return Readers(readers, made_with)
-
-
-def pointing_reader(train: Scans, encoder: str = "B") -> Readers:
-    """The pointing reader of a shipped encoder, fitted with true masks on training patients."""
-    reader = pointing.fit(for_inference(load(encoder)[0].encoder), train, PROMPTS)
-    sha256 = checkpoints.record(encoder)["weights"]["sha256"]
-    return Readers(dict.fromkeys(PROMPTS, reader), {encoder: sha256}, "pointing")
 
 
 def run(
@@ -193,10 +182,10 @@ def run(
         seed: of the U-Net's training; in the table of answers, too.
         profile: how many patients.
         cohort: None draws the profile's.
-        asked: None takes :func:`language_models`; see :func:`pointing_reader` for another.
+        asked: None takes :func:`language_models`.
         patients: the first so many of the test split; None: the protocol's ``controls_patients``.
         checkpoint_folder: with the U-Net.
-        results: gets ``prompts-predicted[-READERS][-seedN]/`` with ``test.npz`` (answers), ``masks.npz`` (Dice and
+        results: gets ``prompts-predicted[-seedN]/`` with ``test.npz`` (answers), ``masks.npz`` (Dice and
             voxels of each patient and region) and the record.
         progress: called with a line after each condition.
 
@@ -221,14 +210,14 @@ def run(
             progress(f"{condition}: {len(records):,} questions with true masks, predicted ones and none")
     said = pd.concat(tables, ignore_index=True)
     record = {
-        "config": {"masks": source, "granularity": GRANULARITY, "readers": asked.name or "vision-language models"},
+        "config": {"masks": source, "granularity": GRANULARITY, "readers": "vision-language models"},
         "protocol": {"version": under.version, "sha256": under.sha256},
         "uvlm_protocol": {"version": uvlm_protocol.load()["version"], "sha256": of_unet.sha256},
         "made_with": {source: weights["sha256"]} | dict(asked.made_with),
         "rows": {SPLIT: len(said)}, "patients": len(true), "profile": cohort.profile, "seed": seed,
         "minutes": round((time.monotonic() - began) / 60, 2),
     } | checkpoints.circumstances({})  # fmt: skip
-    name = of_seed("-".join(filter(None, (NAME, asked.name))), seed)
+    name = of_seed(NAME, seed)
     _store(said, cohort.records[SPLIT], predicted, true, record, Path(results) / name)
     return said
 

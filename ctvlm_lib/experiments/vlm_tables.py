@@ -17,7 +17,7 @@ from ctvlm_lib.alignment.arm_tables import RESULTS
 from ctvlm_lib.damaged import NOT_JSON
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.evaluate.choice import exactly_right, score_closed
-from ctvlm_lib.evaluate.intervals import bootstrap_of_sums, patient_bootstrap
+from ctvlm_lib.evaluate.intervals import patient_bootstrap
 from ctvlm_lib.evaluate.text import TextStatistics, text_statistics
 from ctvlm_lib.experiments import answers
 from ctvlm_lib.experiments.answers import AS_ASKED
@@ -172,15 +172,6 @@ def _columns(arm: ArmAnswers, fixed: dict, stratum: str, texts: bool) -> dict[st
             scores = arm.statistics(rows, names).scores()
             made |= {f"{form} {name}": scores[name] for name in names}
     return made
-
-
-def interval_of(arm: ArmAnswers, form: str, metric: str, kinds: Sequence[str] = (), stratum: str = "named"):
-    """A text score with its interval over patients, see :func:`ctvlm_lib.evaluate.intervals.bootstrap_of_sums`."""
-    rows = arm.rows(form, kinds, stratum)
-    sums, of_sums = arm.statistics(rows, [metric]).sums(metric)
-    metrics = protocol.load().content["metrics"]
-    return bootstrap_of_sums(sums, rows["patient"].tolist(), of_sums, confidence=metrics["confidence"],
-                             resamples=metrics["resamples"])  # fmt: skip
 
 
 def _order(arm: ArmAnswers) -> tuple:

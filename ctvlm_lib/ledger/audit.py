@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 PATH = Path(__file__).with_name("audit.toml")
 TOPICS = ("data", "prompt", "architecture", "training", "metrics", "result")
-NOT_BUILT = "not built yet"
 _FIELDS = ("id", "papers", "topic", "what", "quotes", "code", "here", "switch", "difference")
 _SWITCH = re.compile(r'(?P<name>[\w.]+)(?:\((?P<argument>\w+)=.*\)|\["(?P<key>[^"]+)"\])?', re.DOTALL)
 
@@ -52,7 +51,7 @@ class Item:
         what: disagrees, or is left open.
         quotes: one to three.
         code: what the released code does; "" where none is public.
-        here: what this workbook chose, or NOT_BUILT.
+        here: what this workbook chose.
         switches: what chooses otherwise, each as :func:`resolve` reads it; () for none.
         difference: key of :data:`ctvlm_lib.ledger.audit_effects.EFFECTS`; "" where nothing is computed.
     """

@@ -18,7 +18,7 @@ _LLAMA = {
 }
 UVLM = "U-VLM decoder"
 NAMES = (*_LLAMA, "Qwen2.5-3B", UVLM)
-UVLM_VOCABULARY = 151_672  # the paper doesn't say; three more than Qwen3's tokenizer, which has an image's marks
+UVLM_VOCABULARY = 151_669  # the paper doesn't say; Qwen3's tokenizer, which has an image's marks among its words
 
 
 @cache

@@ -7,7 +7,7 @@
     not computable  another group's system, or something that can't be done with what the paper says
     lost            the number is lost in the source text
 
-An analogue whose arm isn't trained yet, or whose part isn't built yet, is still one; its status says so.
+An analogue whose arm isn't trained yet is still one; its status says so.
 """
 
 import re
@@ -53,7 +53,6 @@ class Place:
         why: what the kind comes from, and what differs.
         notebook: where it is shown, e.g. "70"; "" if nowhere.
         command: that makes ours, or "" where there is none.
-        built: whether the library has what the quantity needs.
     """
 
     kind: str
@@ -61,7 +60,6 @@ class Place:
     why: str = ""
     notebook: str = ""
     command: str = ""
-    built: bool = True
 
 
 def place(cell: Published) -> Place:
@@ -128,7 +126,7 @@ def _retrieval(cell: Published) -> Place:
 
 def _medvista3d(cell: Published) -> Place:
     if "UniMISS" in cell.row:
-        return Place(DATA, why="needs UniMISS's weights and CT-RATE", built=False)
+        return Place(DATA, why="needs UniMISS's weights and CT-RATE")
     if cell.table == "T3":
         return _chat(cell)
     found = local_global.quantity(cell)
@@ -161,7 +159,7 @@ def _uvlm(cell: Published) -> Place:
     found = uvlm.quantity(cell)
     if found is None:
         if "decoder Q4B-F" in cell.condition:
-            return Place(DATA, why="needs Qwen3-4B, all of it tuned, and the real data sets", built=False)
+            return Place(DATA, why="needs Qwen3-4B, all of it tuned, and the real data sets")
         return Place(DATA, why="needs AbdomenAtlas 3.0; the cohort has one set of reports, scored beside CT-RATE's")
     abdomen = "AbdomenAtlas" in cell.group
     why = (

@@ -16,7 +16,7 @@ COLUMNS = (
     "high", "n", "patients", "seeds", "arm", "profile", "commit", "notebook", "command", "why",
 )  # fmt: skip
 COMPUTED, AGREES, DIFFERS = "computed", "agrees", "differs"
-NOT_TRAINED, NOT_BUILT, NONE = "not trained yet", "not built yet", ""
+NOT_TRAINED, NONE = "not trained yet", ""
 
 
 def ledger(cells: Sequence[Published] | None = None, results: Results | None = None) -> pd.DataFrame:
@@ -130,6 +130,4 @@ def _row(cell: Published, results: Results) -> dict:
 def _status(cell: Published, place: Place, found) -> str:
     if found is not None:
         return (AGREES if agrees(cell.value, found.value) else DIFFERS) if place.kind == EXACT else COMPUTED
-    if place.kind == ANALOGUE:
-        return NOT_TRAINED if place.built else NOT_BUILT
-    return NONE
+    return NOT_TRAINED if place.kind == ANALOGUE else NONE

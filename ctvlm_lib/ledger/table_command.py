@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ctvlm_lib import sources
 from ctvlm_lib.alignment.arm_tables import RESULTS, ceilings, of_seed
 from ctvlm_lib.errors import atomic_path
 from ctvlm_lib.ledger import published
@@ -38,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def command(args: argparse.Namespace) -> int:
     """Run ``ctvlm table``."""
     check_profile(args.profile)
+    sources.check_profile(args.sources, args.profile)
     if not args.name:
         print(_list())
         return 0
@@ -99,7 +101,6 @@ def run_real(cells: Sequence[published.Published], results: "Results", sources_f
         sources_file: where data and weights lie.
         home: ``DIR/paper``.
     """
-    from ctvlm_lib import sources
     from ctvlm_lib.experiments import real_arms
     from ctvlm_lib.ledger import real_places
     from ctvlm_lib.ledger.quantities import RealScore

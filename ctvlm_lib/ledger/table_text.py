@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pandas as pd
 
 from ctvlm_lib.ledger import places
-from ctvlm_lib.ledger.rows import COMPUTED, NOT_BUILT, NOT_TRAINED
+from ctvlm_lib.ledger.rows import COMPUTED, NOT_TRAINED
 
 HEAD = f"{'':46}{'paper':>9}{'ours':>9}  {'95 % interval':16}{'n':>7}  seeds"
 MEANING = {
@@ -68,12 +68,10 @@ def _sources(rows: pd.DataFrame) -> Iterator[str]:
             f"Ours: profile {', '.join(sorted(set(ours['profile'])))}, up to {most} test patients; commits"
             f" {', '.join(commits) or 'not recorded'}; seeds by their mean, the interval spans all seeds'."
         )
-    for status, hint in ((NOT_TRAINED, "train one with"), (NOT_BUILT, "")):
-        waiting = rows[rows["status"] == status]
-        arms = sorted(set(waiting["arm"]) - {""})
-        if len(waiting):
-            more = f"; {hint} `ctvlm arm {arms[0]}`" if arms else ""
-            yield f"{len(waiting)} numbers of ours are {status}{more}."
+    waiting = rows[rows["status"] == NOT_TRAINED]
+    if len(waiting):
+        first = min(waiting["arm"])
+        yield f"{len(waiting)} numbers of ours are {NOT_TRAINED}; train one with `ctvlm arm {first}`."
 
 
 def _verdicts(name: str, verdicts: pd.DataFrame) -> Iterator[str]:
