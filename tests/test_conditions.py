@@ -29,7 +29,7 @@ def test_the_conditions_are_the_protocols():
     assert dict(Drawing("none").colours) == fixed["colours"]
 
 
-def test_no_prompt_leaves_the_picture_grey(masks):
+def test_no_prompt_leaves_the_picture_grey():
     picture = draw(grey(), Drawing("none"), 3)
     assert all(np.array_equal(channel, grey()) for channel in picture)
 

@@ -307,7 +307,7 @@ def test_inputs_that_do_not_fit_are_refused(models, what):
         model(**change(model, batch))
 
 
-def test_features_of_another_encoder_are_refused_by_shape_and_by_their_mark(models):
+def test_features_of_another_encoder_are_refused_by_shape_and_by_their_mark():
     model, processor = tiny()
     batch = processor(None, QUESTIONS[:1])
     with pytest.raises(BadInput, match=r"\(1, 64, 9\).*gives \(\(64, 8\), \(4, 12\)\)"):
