@@ -9,6 +9,7 @@ import pytest
 from test_project import MACHINE_PATH
 
 from ctvlm_lib.notebook_facts import readme_table, renew_takes, takes_line, without_takes
+from ctvlm_lib.notebook_store import source_hash
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -102,6 +103,12 @@ def test_stored_as_executed_and_small(path):
             for kind, data in output.get("data", {}).items():
                 if kind.startswith("image/"):
                     assert len("".join(data)) * 3 / 4 <= LARGEST_FIGURE_KB * 1000 * 1.02
+
+
+@each
+def test_outputs_are_those_of_the_cells_beside_them(path):
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    assert notebook["metadata"]["ctvlm"]["outputs_of"] == source_hash(notebook), "changed since it ran: make notebooks"
 
 
 @each
