@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
+from ctvlm_lib import __main__ as command_line
 from ctvlm_lib import alignment
 from ctvlm_lib.alignment import arms, checkpoints, objectives
 from ctvlm_lib.alignment.attributes import facts_of, similarity_by_facts
@@ -23,7 +24,7 @@ from ctvlm_lib.alignment.prompted import (
     prompted_pictures,
 )
 from ctvlm_lib.alignment.scans import Scans, batch_of
-from ctvlm_lib.alignment.scoring import Predictions, marked_accuracy, marked_tokens, predict
+from ctvlm_lib.alignment.scoring import Predictions, marked_accuracy, marked_tokens, predict, recall_by_facts
 from ctvlm_lib.alignment.tokens import shares
 from ctvlm_lib.encoder import vit3d
 from ctvlm_lib.errors import BadInput
@@ -295,6 +296,17 @@ def test_an_encoder_of_two_grids_is_refused_where_three_are_asked(objective):
 def test_more_patients_than_there_are_are_refused(patients):
     with pytest.raises(BadInput, match=f"{patients} patients to learn from, but there are 800"):
         Data.of(replace(TINY, patients=patients))
+
+
+def test_readers_without_an_image_are_an_arm_of_the_command(tmp_path, monkeypatch):
+    some = Scans.of(phantom.cohort(50, 5))  # the smallest gallery
+    train = some, vectors(some.reports)
+    data = Data(*(dict.fromkeys(("train", "validation", "test"), one) for one in train), {})
+    monkeypatch.setattr(arms.Data, "of", lambda config, splits: data)
+    assert command_line.main(["arm", "retrieval-by-facts", "--out", str(tmp_path)]) == 0
+    stored = pd.read_csv(next(tmp_path.rglob("retrieval-by-facts/test.csv")))
+    assert len(stored)
+    pd.testing.assert_frame_equal(stored, recall_by_facts(*train, *train))
 
 
 def test_an_arm_takes_changes_by_the_name_of_the_setting():

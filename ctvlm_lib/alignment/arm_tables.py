@@ -8,6 +8,7 @@ from ctvlm_lib.damaged import read_csv
 from ctvlm_lib.errors import BadInput
 
 RESULTS = Path(__file__).resolve().parents[2] / "data_samples" / "results" / "full"
+FACTS = "retrieval-by-facts"  # an arm without a network: readers who know facts of a patient and see no image
 
 
 def of_seed(name: str, seed: int) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from accelerate import PartialState
 
 from ctvlm_lib.alignment import checkpoints
-from ctvlm_lib.alignment.arm_tables import RESULTS, of_seed
+from ctvlm_lib.alignment.arm_tables import FACTS, RESULTS, of_seed
 from ctvlm_lib.alignment.m3d_cap import Captioned
 from ctvlm_lib.alignment.m3d_pretrain import predict_captions
 from ctvlm_lib.alignment.pretrain import Data, Result, pretrain
@@ -20,7 +20,6 @@ from ctvlm_lib.records.committed import check_committed
 from ctvlm_lib.training import Training
 
 BATCHES = (8, 32)
-FACTS = "retrieval-by-facts"  # no network: readers who know facts of a patient and see no image
 VOLUMES = 9600  # seen by each arm that is trained on reports: the same number whatever the batch, twelve epochs
 
 A1 = Pretraining("A1", batch=8, training=Training(steps=2600, lr=4e-3, precision="bf16", checkpoint_every=100))
@@ -195,15 +194,14 @@ def _write_table(table, path: Path) -> None:
     table.to_csv(path, index=False, lineterminator="\n")
 
 
-def run_facts(profile: str = "full", results: str | Path = RESULTS, data: Data | None = None) -> None:
+def run_facts(profile: str = "full", results: str | Path = RESULTS) -> None:
     """Write what pose, phase and findings reach without an image, for validation and test.
 
     Args:
         profile: whose cohort, "quick" or "full".
         results: gets ``retrieval-by-facts/``.
-        data: None draws it.
     """
-    data = data or Data.of(Pretraining(FACTS, profile=profile), ("train", "validation", "test"))
+    data = Data.of(Pretraining(FACTS, profile=profile), ("train", "validation", "test"))
     with atomic_path(Path(results) / FACTS) as partial:
         partial.mkdir()
         for split in ("validation", "test"):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from ctvlm_lib import checkpoints
-from ctvlm_lib.alignment.arm_tables import RESULTS, name_and_seed
+from ctvlm_lib.alignment.arm_tables import FACTS, RESULTS, name_and_seed
 from ctvlm_lib.errors import BadInput
 from ctvlm_lib.experiments import answers, asked, chat_tables, predicted_prompts
 from ctvlm_lib.experiments import uvlm_arms as staged
@@ -24,7 +24,6 @@ from ctvlm_lib.ledger.record_checks import Under
 SPLITS = ("validation", "test")
 QUESTIONS = "questions"
 TRUTH = f"{local_global.PREFIX}truth"
-WITHOUT_A_MODEL = ("retrieval-by-facts",)  # tables of readers who have no predictions and no record
 PREDICTIONS = "test.safetensors"
 
 
@@ -133,7 +132,7 @@ def _look(path: Path, found: Folder, against: Against) -> None:
             else:
                 found.holds += f"{', ' * bool(found.holds)}{len(some):,} questions of {split}"
         return
-    if path.name in WITHOUT_A_MODEL:
+    if path.name == FACTS:  # tables of readers who have no predictions and no record
         found.holds = f"{len(pd.read_csv(path / 'test.csv'))} recalls without a model"
         return
     if path.name.startswith(local_global.PREFIX):
